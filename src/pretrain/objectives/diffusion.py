@@ -284,4 +284,7 @@ def _pieces(numbers: NDArray[np.int32], counts: NDArray[np.int64], samples: NDAr
     begins[(ends - counts)[counts > 0]] = True
     first = begins.nonzero()[0]
     rows = np.searchsorted(ends, first, side="right")
-    return _Pieces(np.diff(first, append=len(numbers)), rows, samples[rows], numbers[first].astype(np.int64))
+    sizes = np.empty_like(first)
+    np.subtract(first[1:], first[:-1], out=sizes[:-1])
+    sizes[-1:] = len(numbers) - first[-1:]
+    return _Pieces(sizes, rows, samples[rows], numbers[first].astype(np.int64))

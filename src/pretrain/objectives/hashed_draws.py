@@ -15,6 +15,7 @@ from pretrain.data.shuffle import mix, mix_32_bits
 # resume goes on with it.
 MASK_VERSION = 3
 LARGEST = np.uint32(2**32 - 1)
+_LONG_PIECE = 128  # mean tokens of a piece from which on a partition of each is quicker than one sort of all
 _ORDER = np.uint32(0x85EBCA6B)  # added to the hash of a unit's first token, to hash it again
 
 Flags = NDArray[np.bool_]
@@ -89,9 +90,9 @@ def smallest_units(units: Units, hashes: Hashes, counts: Ints, bounds: Hashes) -
     row_ends = units.per_row.cumsum()
     found = (hashes <= bounds.repeat(units.per_row)).nonzero()[0]
     sizes, ends = units.sizes.take(found), np.searchsorted(found, row_ends)
-    if ((_sums(sizes, ends) <= counts) & (_differences(ends) < units.per_row)).any():
-        found, sizes, ends = np.arange(len(hashes)), units.sizes, row_ends
     per_row = _differences(ends)
+    if ((_sums(sizes, ends) <= counts) & (per_row < units.per_row)).any():
+        found, sizes, ends, per_row = np.arange(len(hashes)), units.sizes, row_ends, units.per_row
     starts = ends - per_row
     bits = np.uint64(units.length.bit_length())  # with 32 for a hash they leave 2^32 / T rows, more than memory holds
     keys = (np.arange(len(counts), dtype=np.uint64) << np.uint64(32)).repeat(per_row)
@@ -99,10 +100,12 @@ def smallest_units(units: Units, hashes: Hashes, counts: Ints, bounds: Hashes) -
     keys <<= bits
     keys |= sizes.view(np.uint64)
     ordered = np.sort(keys)
-    total = (ordered & ((np.uint64(1) << bits) - np.uint64(1))).view(np.int64).cumsum()
-    before = np.where(starts > 0, total.take(starts - 1, mode="clip"), 0)
-    fits = np.searchsorted(total, before + counts, side="right").clip(starts + 1, np.maximum(ends, 1))
-    chosen = (keys <= ordered.take(fits - 1, mode="clip").repeat(per_row)).nonzero()[0]
+    total = np.zeros(len(keys) + 1, np.int64)
+    (ordered & ((np.uint64(1) << bits) - np.uint64(1))).view(np.int64).cumsum(out=total[1:])
+    last = np.searchsorted(total, total.take(starts) + counts, side="right") - 2  # the last unit that fits
+    last = np.maximum(last, starts)
+    np.minimum(last, np.maximum(ends - 1, 0), out=last)
+    chosen = (keys <= ordered.take(last).repeat(per_row)).nonzero()[0]
     ends = np.searchsorted(chosen, ends)
     sizes = np.minimum(sizes.take(chosen), counts.repeat(_differences(ends)))
     shift = units.firsts.take(found.take(chosen))
@@ -119,11 +122,16 @@ def smallest_of_pieces(hashes: Hashes, sizes: Ints, counts: Ints) -> Flags:
     `sizes` (pieces,) hashes belong to each piece, one after the other, and `counts` (pieces,) of them are chosen, at
     least one of each.
     """
+    ends = sizes.cumsum()
+    starts = ends - sizes
+    if len(hashes) >= _LONG_PIECE * len(sizes):
+        parts = hashes.copy()
+        for start, end, index in zip(starts.tolist(), ends.tolist(), (counts - 1).tolist(), strict=True):
+            parts[start:end].partition(index)
+        return np.less_equal(hashes, parts.take(starts + counts - 1).repeat(sizes))
     keys = (np.arange(len(sizes), dtype=np.uint64) << np.uint64(32)).repeat(sizes)
     keys |= hashes
-    last = np.sort(keys).take(sizes.cumsum() - sizes + counts - 1)
-    chosen: Flags = keys <= last.repeat(sizes)
-    return chosen
+    return np.less_equal(keys, np.sort(keys).take(starts + counts - 1).repeat(sizes))
 
 
 def row_sums(flags: Flags) -> Ints:

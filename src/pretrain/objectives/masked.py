@@ -172,7 +172,7 @@ class Masked(Objective):
         tokens[chosen] = hidden
 
     def _quotas(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-        """Return how many of n maskable tokens become targets, and a bound of their hashes, by n, both (length + 1,).
+        """Return how many of n maskable tokens become targets, and a bound of their units' hashes, by n, (length + 1,).
 
         The bound is about four standard deviations above the mean of the largest hash that is chosen.
         """
@@ -180,8 +180,7 @@ class Masked(Objective):
             n = np.arange(length + 1)
             wanted = np.rint(self.config.mask_probability * n).astype(np.int64)
             counts = np.minimum(np.maximum(wanted, 1), np.minimum(n, self.targets_per_sequence(length)))
-            size = {MaskingUnit.token: 1.0, MaskingUnit.whole_word: _WORD, MaskingUnit.span: 2 * self.config.mean_span}
-            spread = size[self.config.unit]
+            spread = 2 * self.config.mean_span if self.config.unit is MaskingUnit.span else _WORD
             shares = (counts + 4.0 * np.sqrt(counts * spread) + spread) / np.maximum(n, 1)
             self._quotas_of[length] = counts, (np.minimum(shares, 1.0) * LARGEST).astype(np.uint32)
         return self._quotas_of[length]
