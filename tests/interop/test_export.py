@@ -85,6 +85,22 @@ def test_a_causal_run_goes_on_in_transformers_with_the_same_tokens(runs: dict[st
     assert LanguageModel.load(tmp_path / "out").generate("the fox", temperature=0, max_new_tokens=30) == ours
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_excluded_padding_of_the_vocabulary_is_not_exported(tied: bool, tmp_path: Path) -> None:
+    config = shape("llama", vocab_multiple=64, context_length=64, exclude_vocab_padding=True, tie_embeddings=tied)
+    run = run_of(tmp_path / "run", config, causal=True)
+    found = export_model(ExportConfig(output=str(tmp_path / "out")), run)
+    assert found.largest_difference is not None
+    assert found.largest_difference < 1e-4
+    theirs = open_model(tmp_path / "out")
+    assert theirs.without_weights().vocab_size == BYTES.vocab_size < config.vocabulary(BYTES.vocab_size)
+    tokens = torch.arange(40).reshape(1, 40)
+    logits = [source.load().eval() for source in (open_model(run), theirs)]
+    ours, exported = (model.head(model(tokens)) for model in logits)
+    assert (ours[..., BYTES.vocab_size :] == -torch.inf).all()
+    torch.testing.assert_close(ours[..., : BYTES.vocab_size], exported, rtol=1e-5, atol=1e-5)
+
+
 def test_a_masked_run_fills_masks_in_transformers(runs: dict[str, Path], tmp_path: Path) -> None:
     from transformers import pipeline
 

@@ -18,7 +18,7 @@ from pretrain.data.collate import IGNORE, Rows
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.config import DiffusionConfig
-from pretrain.objectives.diffusion import Diffusion, _Pieces
+from pretrain.objectives.diffusion import Diffusion
 from pretrain.objectives.objective import ModelWithLoss
 
 BEGIN, MASK, SYMBOLS, N = 0, 1, 3, 3  # a text: a begin token, then N of SYMBOLS symbols, ids 2, 3, 4
@@ -140,9 +140,8 @@ def test_the_mean_loss_of_complementary_pairs_is_twice_the_bound() -> None:
 class WrongWeight(Diffusion):
     """Weights k / n instead of n / k."""
 
-    def _weights(self, pieces: _Pieces, maskable: Any, scores: Any) -> Any:
-        weights = super()._weights(pieces, maskable, scores)
-        return np.where(weights > 0, 1 / np.maximum(weights, 1e-9), 0)
+    def _weights(self, n: Any, k: Any) -> Any:
+        return [1 / weights for weights in super()._weights(n, k)]
 
 
 class WrongCount(Diffusion):

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.collate import IGNORE, Rows
+from pretrain.data.shuffle import hashed_key
 from pretrain.errors import ConfigError
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.config import MaskedConfig
+from pretrain.objectives.hashed_draws import position_hashes
 from pretrain.objectives.masked import Masked
 
 VOCAB, MASK, SPECIAL = 100, 3, (0, 1, 2, 3)
@@ -144,27 +146,21 @@ def test_the_draw_never_changes_silently(version: int, places: list[int], words:
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.15, 0.9])
-def test_a_sort_of_few_hashes_chooses_what_a_sort_of_all_does(
-    probability: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also for rows of nothing but padding, and where the bound leaves out hashes that are needed."""
+def test_the_targets_of_a_row_are_its_tokens_with_the_smallest_hashes(probability: float) -> None:
+    """Also for rows of nothing but padding, and of as many targets as tokens."""
     before = rows(text(6, length=600))
     before.documents[1, 40:] = -1
     before.documents[2] = -1
     before.tokens[3, ::2] = MASK
-    few = masked(mask_probability=probability)
-    too_few = masked(mask_probability=probability)
-    quotas, bounds = too_few._quotas(600)
-    too_few._quotas_of[600] = quotas, bounds // np.uint32(8)
-    drawn = [objective.collate(before, torch.arange(6)) for objective in (few, too_few)]
-    monkeypatch.setattr("pretrain.objectives.hashed_draws._LONG", 601)
-    of_all = few.collate(before, torch.arange(6))
-    for batch in drawn:
-        assert batch.target_positions is not None
-        assert of_all.target_positions is not None
-        assert torch.equal(batch.tokens, of_all.tokens)
-        assert torch.equal(batch.targets, of_all.targets)
-        assert torch.equal(batch.target_positions, of_all.target_positions)
+    before.documents[4, 1:] = -1
+    batch = masked(mask_probability=probability).collate(before, torch.arange(6))
+    row, position, _ = chosen(batch)
+    hashes = position_hashes(hashed_key((0,)), np.arange(6), 600)
+    for number in range(6):
+        candidates = np.flatnonzero((before.documents[number] >= 0) & (before.tokens[number] != MASK))
+        count = min(len(candidates), max(1, round(probability * len(candidates))))
+        expected = candidates[np.argsort(hashes[number, candidates])[:count]]
+        assert position[row == number].tolist() == sorted(expected.tolist())
 
 
 def test_a_bidirectional_model_gets_the_documents_of_padded_rows() -> None:

@@ -34,7 +34,7 @@ def as_hydra_reads(override: str, config_class: type, *, sweep: bool = False) ->
     key, equals, value = override.partition("=")
     name = key.lstrip("+")
     kinds = types_of(config_class, name) if equals else set()
-    if str in kinds:
+    if str in kinds and int not in kinds:  # a number or a word such as auto needs no quotes
         several = sweep and not name.startswith("paths.")
         if several and _FUNCTION.fullmatch(value):
             return override

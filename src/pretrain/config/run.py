@@ -43,6 +43,7 @@ from pretrain.training.config import (
 )
 
 MAX_SEED = 2**32 - 1  # of NumPy's global generator, which a run seeds beside those of Python and torch
+AUTO = "auto"  # a micro_batch_size that the run's first start replaces by a number
 MAX_TOKENS_PER_STEP = 1 << 28  # a step of the largest runs reads a quarter of it
 
 
@@ -65,9 +66,10 @@ class RunConfig(Settings):
     batch_size: int = setting(
         16, "Rows of one optimizer step, over all devices and micro-batches.", bounds=f"[1, {1 << 20}]", unit="rows"
     )
-    micro_batch_size: int | None = setting(
-        None, "Rows of one forward pass on one device; null: batch_size over all devices.", unit="rows"
-    )
+    micro_batch_size: int | str | None = setting(
+        None, "Rows of one forward pass on one device; null: batch_size over all devices; auto: what fits the GPU.",
+        unit="rows", example=8,
+    )  # fmt: skip
     batch_warmup_tokens: int | None = setting(
         None, "Tokens over which the batch grows, linearly in tokens, from batch_warmup_rows to batch_size.",
         bounds="[1, inf)", unit="tokens", example=1000000,
@@ -161,7 +163,12 @@ class RunConfig(Settings):
     def accumulation_steps(self) -> int:
         """Return the number of micro-batches of one optimizer step on each device."""
         ranks = max(1, self.trainer.ranks // (self.parallel.tensor_parallel * self.parallel.context_parallel))
-        micro = self.micro_batch_size or max(1, self.batch_size // ranks)
+        given, of_device = self.micro_batch_size, max(1, self.batch_size // ranks)
+        if isinstance(given, str) and given != AUTO:
+            raise ConfigError(
+                f"micro_batch_size={given} is neither a number of rows nor auto. Try micro_batch_size={of_device}."
+            )
+        micro = given if isinstance(given, int) and given else of_device
         unit = micro * ranks
         if micro < 1 or self.batch_size % unit:
             below = self.batch_size // unit * unit

@@ -30,6 +30,7 @@ from pretrain.interop.load import ModelFolder, open_model
 from pretrain.interop.model_card import CuratedText, ModelCard
 from pretrain.interop.peft_folder import write_adapters
 from pretrain.interop.sentence_transformers_folder import write_modules
+from pretrain.interop.vocab_padding import without_vocab_padding
 from pretrain.interop.width_factors import in_standard, standard_shape
 from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, write_weights
 from pretrain.models.choices import Parametrization
@@ -72,7 +73,7 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
     output = Path(config.output)
     if output.exists():
         raise ConfigError(f"output={output} exists already. Choose another folder, or delete it.")
-    source = open_model(path, config.weights)
+    source = without_vocab_padding(open_model(path, config.weights))
     family = _family_of(source, path, config.family)
     if config.sentence_transformers and source.objective.classifier is not None:
         raise ConfigError(

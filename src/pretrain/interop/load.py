@@ -22,6 +22,7 @@ from pretrain.errors import CheckpointError, printable
 from pretrain.files.object_storage import is_remote
 from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, fetch, is_hub_name, open_folder
 from pretrain.kernels.onednn_linear import install
+from pretrain.kernels.vocab_padding import exclude_padding
 from pretrain.models.config import ModelConfig
 from pretrain.models.interface import LanguageModule, allocate, build_model
 from pretrain.models.lora import A, B, adapted, merged
@@ -136,7 +137,10 @@ def build_without_weights(shape: ModelConfig, objective: ObjectiveConfig, tokeni
 
 def build(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) -> LanguageModule:
     """Return the model of these settings on the current default device."""
-    return build_model(shape, shape.vocabulary(tokenizer.vocab_size), objective.causal, objective.n_labels)
+    model = build_model(shape, shape.vocabulary(tokenizer.vocab_size), objective.causal, objective.n_labels)
+    if shape.exclude_vocab_padding and objective.n_labels is None and model.vocab_size > tokenizer.vocab_size:
+        exclude_padding(model.head, tokenizer.vocab_size)
+    return model
 
 
 def saved_values(checkpoint: Checkpoint, lora: LoraConfig, model: LanguageModule, part: str = "model") -> LoadParameter:

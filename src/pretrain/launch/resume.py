@@ -30,7 +30,7 @@ _NOT_CRITICAL = ("data.prefetch", "data.max_validation_rows", "objective.labels"
 # settings with an `auto` value, which a resume replaces by the value that the run resolved
 _AUTO = {
     "trainer.precision": "auto", "optimizer.newton_schulz_precision": "auto", "parallel.compile": None,
-    "trainer.max_steps": None,
+    "trainer.max_steps": None, "micro_batch_size": "auto",
 }  # fmt: skip
 _FILLED = {"logger": "loggers"}  # presets whose settings have another name
 _RESOLVED_ONCE = ("size", "time")  # a run's first start turns them into numbers, and those are saved

@@ -56,6 +56,9 @@ class ModelConfig(Settings):
     vocab_multiple: int = setting(
         1, "The vocabulary is padded to a multiple of this; 64 or 128 suits GPUs.", bounds=f"[1, {1 << 20}]"
     )
+    exclude_vocab_padding: bool = setting(
+        False, "Leave the ids that vocab_multiple adds out of every softmax, and out of an export."
+    )
 
     def vocabulary(self, tokenizer_vocab_size: int) -> int:
         """Return the rows of the embedding for a tokenizer of this many ids."""

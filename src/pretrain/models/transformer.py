@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pretrain.kernels.matmul import Matmul
+from pretrain.kernels.vocab_padding import hide_padding
 from pretrain.models.attention import Attention, KVCache
 from pretrain.models.choices import Activation, ClassifierHead, Head, NormPosition, Position
 from pretrain.models.config import TransformerConfig
@@ -119,6 +120,7 @@ class VocabularyHead(nn.Module):
         self.output_factor = 1.0 / config.width_multiplier  # of muP
         self.matmul = Matmul()
         self.softcap = config.softcap(config.logit_softcap)
+        self.n_tokens: int | None = None  # ids with a logit; None: all rows
         self.activation = Activation.gelu if config.gated else config.feed_forward
         self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias) if mlm else None
         self.norm = build_norm(config) if mlm else None
@@ -138,7 +140,8 @@ class VocabularyHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) of hidden states (..., d_model)."""
         logits = self.matmul.linear(self.features(hidden), self.weight, self.bias)
-        return logits if self.softcap is None else self.softcap(logits.float()).type_as(logits)
+        logits = logits if self.softcap is None else self.softcap(logits.float()).type_as(logits)
+        return logits if self.n_tokens is None else hide_padding(logits.clone(), self.n_tokens)
 
 
 class LabelHead(nn.Module):

@@ -68,30 +68,37 @@ class Diffusion(Objective):
 
         With `complementary` the model reads 2 B rows, and T targets are enough for both passes of a row.
         """
-        documents, positions = rows.documents.copy(), rows.positions.copy()
-        at_once = self.mask_version >= _AT_ONCE
-        scores = (self._draw if at_once else self._draw_by_row)(sample_indices.numpy(), documents, positions)
+        documents, positions = rows.documents, rows.positions
+        if self.config.random_length_rows:  # borders are added in place
+            documents, positions = documents.copy(), positions.copy()
+        samples, passes = sample_indices.numpy(), self.config.passes
+        scores = (self._draw if self.mask_version >= _AT_ONCE else self._draw_by_row)(samples, documents, positions)
         maskable = self._maskable(rows, documents)
-        weights = self._weights(_pieces(documents, maskable, sample_indices.numpy()), maskable, scores)
-        tokens = np.repeat(rows.tokens[:, None], self.config.passes, axis=1)  # (B, P, T)
-        targets = _compact(tokens, weights)
-        tokens[weights > 0] = self.mask_id
+        candidates, counts = maskable.ravel().nonzero()[0], row_sums(maskable)
+        pieces = _pieces(documents.take(candidates), counts, samples)
+        k = self._n_hidden(pieces)
+        lowest = _lowest(scores.take(candidates), pieces.sizes, k)
+        tokens = np.repeat(rows.tokens, passes, axis=0)
+        targets = _Targets.none(maskable.shape, self.config)
+        for number, weights in enumerate(self._weights(pieces.sizes, k)):
+            n_hidden = pieces.sizes - k if number else k  # the second pass hides what the first does not
+            chosen = candidates.take((~lowest if number else lowest).nonzero()[0])
+            hidden = _Hidden(chosen, pieces.row_sums(n_hidden, len(counts)), weights.repeat(n_hidden))
+            targets.hide(tokens, number, hidden, self.mask_id)
 
         def per_pass(values: NDArray[np.generic]) -> NDArray[np.generic]:
-            return np.repeat(values, self.config.passes, axis=0) if self.config.passes > 1 else values
+            return np.repeat(values, passes, axis=0) if passes > 1 else values
 
         return Batch(
-            tokens=torch.from_numpy(tokens.reshape(-1, tokens.shape[-1])),
+            tokens=torch.from_numpy(tokens),
             positions=torch.from_numpy(per_pass(positions)),
             documents=visible_documents(per_pass(documents), causal=False),
             targets=torch.from_numpy(targets.ids),
-            target_positions=torch.from_numpy(targets.positions - self.config.shift * (targets.ids != IGNORE)),
+            target_positions=torch.from_numpy(targets.positions),
             sample_indices=sample_indices,
-            is_causal=torch.zeros(len(documents) * self.config.passes, dtype=torch.bool)
-            if self.in_causal_model
-            else None,
+            is_causal=torch.zeros(len(tokens), dtype=torch.bool) if self.in_causal_model else None,
             weights=torch.from_numpy(targets.weights),
-            counts=torch.from_numpy(self.config.passes * maskable.sum(1)),
+            counts=torch.from_numpy(passes * counts),
         )
 
     def _draw(
@@ -125,37 +132,27 @@ class Diffusion(Objective):
 
         With `shift` the first token of a piece has no position before it, and is not hidden either.
         """
-        follows = np.zeros(rows.tokens.shape, bool)  # whether the token before is of the same document
-        follows[:, 1:] = rows.documents[:, 1:] == rows.documents[:, :-1]
-        is_target = np.zeros_like(follows)
-        is_target[:, 1:] = rows.next_tokens[:, :-1] != IGNORE
-        ends = np.ones_like(follows)
-        ends[:, :-1] = ~follows[:, 1:]
+        follows = _follows(rows.documents)
+        has_next = rows.next_tokens != IGNORE
+        is_target, ends = np.zeros_like(follows), np.ones_like(follows)
+        is_target.reshape(-1)[1:] = has_next.ravel()[:-1]
+        np.logical_not(follows.ravel()[1:], out=ends.reshape(-1)[:-1])
         # the first token of a piece that continues a document: a prompt's if the token after it is
-        continues = (rows.tokens != self.bos_id) & (ends | (rows.next_tokens != IGNORE))
-        maskable = (rows.documents >= 0) & np.where(follows, is_target, continues)
+        continues = rows.tokens != self.bos_id
+        continues &= ends | has_next
+        continues &= ~follows
+        maskable: NDArray[np.bool_] = rows.documents >= 0
+        maskable &= (is_target & follows) | continues
         if self.config.shift:
-            maskable[:, 0] = False
-            maskable[:, 1:] &= documents[:, 1:] == documents[:, :-1]
+            maskable &= _follows(documents)
         return maskable
 
-    def _weights(
-        self, pieces: _Pieces, maskable: NDArray[np.bool_], scores: NDArray[np.float64] | NDArray[np.uint32]
-    ) -> NDArray[np.float32]:
-        """Return the weight of each token in each pass (B, P, T), 0 where it is not hidden.
-
-        The k tokens of a piece with the lowest scores (B, T) are hidden.
-        """
-        n, k = pieces.sizes, self._n_hidden(pieces)
-        hidden = _lowest(scores[maskable], n, k)
-        weights = np.zeros((len(maskable), self.config.passes, maskable.shape[1]), np.float32)
+    def _weights(self, n: NDArray[np.int64], k: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        """Return the weight of a hidden token of each piece, (pieces,), in each pass."""
         if self.config.passes == 1:
-            weights[:, 0][maskable] = (n / k).astype(np.float32).repeat(n) * hidden
-        else:  # both passes of a piece that is all hidden are the same: one with twice the weight is their sum
-            first, second = np.where(k == n, 2.0, n / k), n / np.maximum(n - k, 1)
-            weights[:, 0][maskable] = first.astype(np.float32).repeat(n) * hidden
-            weights[:, 1][maskable] = second.astype(np.float32).repeat(n) * ~hidden
-        return weights
+            return [(n / k).astype(np.float32)]
+        # both passes of a piece that is all hidden are the same: one with twice the weight is their sum
+        return [np.where(k == n, 2.0, n / k).astype(np.float32), (n / np.maximum(n - k, 1)).astype(np.float32)]
 
     def _n_hidden(self, pieces: _Pieces) -> NDArray[np.int64]:
         """Return k of each piece; with `complementary` n with probability 1 / n, else uniform over 1..n-1."""
@@ -174,17 +171,54 @@ class _Pieces:
     """The pieces of documents with a maskable token, in order of rows and positions."""
 
     sizes: NDArray[np.int64]  # (pieces,) maskable tokens of each
+    rows: NDArray[np.int64]  # (pieces,) its row
     samples: NDArray[np.int64]  # (pieces,) sample index of its row
     numbers: NDArray[np.int64]  # (pieces,) its number within the row
+
+    def row_sums(self, values: NDArray[np.int64], n_rows: int) -> NDArray[np.int64]:
+        """Return the sum of the values (pieces,) of each row, (B,)."""
+        return np.bincount(self.rows, weights=values, minlength=n_rows).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """The tokens that one pass hides, in order of rows and positions."""
+
+    chosen: NDArray[np.int64]  # (hidden,) flat position of each among those of the rows
+    per_row: NDArray[np.int64]  # (B,) number in each row
+    weights: NDArray[np.float32]  # (hidden,)
 
 
 @dataclass(frozen=True)
 class _Targets:
-    """The hidden tokens of each row in order, in arrays of static shape."""
+    """The hidden tokens of each row in order of pass and position, in arrays of static shape."""
 
-    ids: NDArray[np.int64]  # (B, M) IGNORE behind the last
-    positions: NDArray[np.int64]  # (B, M)
-    weights: NDArray[np.float32]  # (B, M)
+    ids: NDArray[np.int64]  # (B, T) IGNORE behind the last
+    positions: NDArray[np.int64]  # (B, T) that predict them, among the P T positions of the passes
+    weights: NDArray[np.float32]  # (B, T)
+    filled: NDArray[np.int64]  # (B,) targets of each row so far
+    config: DiffusionConfig
+
+    @staticmethod
+    def none(shape: tuple[int, ...], config: DiffusionConfig) -> _Targets:
+        """Return places for the targets of rows with this shape, (B, T)."""
+        ids = np.full(shape, IGNORE, np.int64)
+        return _Targets(ids, np.zeros_like(ids), np.zeros(shape, np.float32), np.zeros(shape[0], np.int64), config)
+
+    def hide(self, tokens: NDArray[np.int64], number: int, hidden: _Hidden, mask_id: int) -> None:
+        """Add what pass `number` hides, and replace it in `tokens` (P B, T) by the mask, in place."""
+        (n_rows, length), per_row = self.ids.shape, hidden.per_row
+        first = np.arange(n_rows) * length
+        slot = np.arange(len(hidden.chosen))
+        slot += (first + self.filled + per_row - per_row.cumsum()).repeat(per_row)
+        # of a flat position among those of the rows: what to add for the one among those of the passes
+        of_passes = hidden.chosen + (first * (self.config.passes - 1) + number * length).repeat(per_row)
+        flat = tokens.reshape(-1)
+        self.ids.reshape(-1)[slot] = flat.take(of_passes)
+        flat[of_passes] = mask_id
+        self.positions.reshape(-1)[slot] = of_passes - (first * self.config.passes + self.config.shift).repeat(per_row)
+        self.weights.reshape(-1)[slot] = hidden.weights
+        self.filled[:] += per_row
 
 
 def uniform(seed: int, samples: NDArray[np.int64], pieces: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -233,30 +267,24 @@ def add_border(documents: NDArray[np.int32], positions: NDArray[np.int64], borde
     documents[border:used] += 1
 
 
-def _pieces(documents: NDArray[np.int32], maskable: NDArray[np.bool_], samples: NDArray[np.int64]) -> _Pieces:
-    counts = row_sums(maskable)
-    number = documents[maskable]
-    begins = np.ones(len(number), bool)
-    np.not_equal(number[1:], number[:-1], out=begins[1:])
-    begins[(counts.cumsum() - counts)[counts > 0]] = True
+def _follows(documents: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return whether the token before is of the same document, bool (B, T)."""
+    follows = np.zeros(documents.shape, bool)
+    flat = documents.ravel()
+    np.equal(flat[1:], flat[:-1], out=follows.reshape(-1)[1:])
+    follows[:, 0] = False
+    return follows
+
+
+def _pieces(numbers: NDArray[np.int32], counts: NDArray[np.int64], samples: NDArray[np.int64]) -> _Pieces:
+    """Return the pieces of the maskable tokens, given the document of each and how many each row (B,) has."""
+    begins = np.ones(len(numbers), bool)
+    np.not_equal(numbers[1:], numbers[:-1], out=begins[1:])
+    ends = counts.cumsum()
+    begins[(ends - counts)[counts > 0]] = True
     first = begins.nonzero()[0]
-    row = np.searchsorted(counts.cumsum(), first, side="right")
-    return _Pieces(np.diff(first, append=len(number)), samples[row], number[first].astype(np.int64))
-
-
-def _compact(tokens: NDArray[np.int64], weights: NDArray[np.float32]) -> _Targets:
-    """Return the tokens of each row with a weight above 0; both (B, P, T)."""
-    n_rows, _, n_targets = tokens.shape
-    flags = weights.reshape(n_rows, -1) > 0
-    counts = row_sums(flags)
-    chosen, rows = flags.ravel().nonzero()[0], np.arange(n_rows)
-    slot = np.arange(len(chosen)) + (rows * n_targets + counts - counts.cumsum()).repeat(counts)
-    targets = _Targets(
-        np.full((n_rows, n_targets), IGNORE, np.int64),
-        np.zeros((n_rows, n_targets), np.int64),
-        np.zeros((n_rows, n_targets), np.float32),
-    )
-    targets.ids.reshape(-1)[slot] = tokens.take(chosen)
-    targets.positions.reshape(-1)[slot] = chosen - (rows * flags.shape[1]).repeat(counts)
-    targets.weights.reshape(-1)[slot] = weights.take(chosen)
-    return targets
+    rows = np.searchsorted(ends, first, side="right")
+    sizes = np.empty_like(first)
+    np.subtract(first[1:], first[:-1], out=sizes[:-1])
+    sizes[-1:] = len(numbers) - first[-1:]
+    return _Pieces(sizes, rows, samples[rows], numbers[first].astype(np.int64))

@@ -15,7 +15,7 @@ from pretrain.data.shuffle import mix, mix_32_bits
 # resume goes on with it.
 MASK_VERSION = 3
 LARGEST = np.uint32(2**32 - 1)
-_LONG = 512  # tokens of a row from which on it pays to sort only the hashes that may be chosen
+_LONG_PIECE = 128  # mean tokens of a piece from which on a partition of each is quicker than one sort of all
 _ORDER = np.uint32(0x85EBCA6B)  # added to the hash of a unit's first token, to hash it again
 
 Flags = NDArray[np.bool_]
@@ -32,47 +32,50 @@ def position_hashes(seed_hash: NDArray[np.uint64], samples: Ints, length: int) -
     return mix_32_bits(hashes)
 
 
-def smallest(hashes: Hashes, maskable: Flags, counts: Ints, bounds: Hashes) -> Ints:
-    """Return the flat positions of the `counts` (B,) smallest maskable hashes of each row, in order.
-
-    In long rows only the hashes up to `bounds` (B,) are sorted, unless a row has too few of them.
-    """
-    n_rows, length = hashes.shape
-    if length >= _LONG:
-        below = hashes <= bounds[:, None]
-        below &= maskable
-        sizes = row_sums(below)
-        if (sizes >= counts).all():
-            candidates = below.ravel().nonzero()[0]
-            values = hashes.take(candidates)
-            return candidates.take((values <= _last_of(values, sizes, counts).repeat(sizes)).nonzero()[0])
-    ordered = np.where(maskable, hashes, LARGEST)
-    ordered.sort(axis=1)
-    last = ordered[np.arange(n_rows), counts - 1]  # of a row without candidates: any
-    return np.flatnonzero((hashes <= last[:, None]) & maskable)
+def smallest(hashes: Hashes, maskable: Flags, counts: Ints) -> Ints:
+    """Return the flat positions of the `counts` (B,) smallest maskable hashes of each row, in order."""
+    last_index = np.maximum(counts - 1, 0)  # a row without candidates: any
+    selected = hashes | (maskable.view(np.uint8) - np.uint32(1))  # LARGEST where a token is not maskable
+    most = int(last_index.max())
+    selected.partition(most, axis=1)  # for several indices at once it would take longer than a sort
+    last = np.sort(selected[:, : most + 1], axis=1)[np.arange(len(counts)), last_index]
+    chosen = hashes <= last[:, None]
+    chosen &= maskable
+    return chosen.ravel().nonzero()[0]
 
 
 @dataclass(frozen=True)
 class Units:
     """Words or spans of maskable tokens, those of all rows in order of position."""
 
-    tokens: Ints  # (maskable,) flat position of each token
-    firsts: Ints  # (units,) index in `tokens` of each unit's first token
-    sizes: Ints  # (units,) tokens of each
+    firsts: Ints  # (units,) flat position of each unit's first token
+    sizes: Ints  # (units,) tokens of each; they follow the first
     per_row: Ints  # (B,) units of each row
     length: int  # T
 
     @staticmethod
     def between(begins: Flags, maskable: Flags) -> "Units":
-        """Return the units that begin at `begins`, and where a row does; both (B, T)."""
-        tokens = maskable.ravel().nonzero()[0]
-        begins = begins & maskable
-        firsts = begins.ravel().take(tokens).nonzero()[0]
-        return Units(tokens, firsts, np.diff(firsts, append=len(tokens)), row_sums(begins), maskable.shape[1])
+        """Return the units that begin at `begins`, where a row does and after tokens that are not maskable.
+
+        Both are (B, T), and `begins` is changed in place.
+        """
+        begins[:, 0] = True
+        flat, inside = begins.ravel(), maskable.ravel()
+        outside = ~inside
+        flat[1:] |= outside[:-1]
+        lasts = np.ones_like(flat)
+        np.logical_or(flat[1:], outside[1:], out=lasts[:-1])
+        lasts &= inside
+        flat &= inside
+        firsts = flat.nonzero()[0]
+        sizes = lasts.nonzero()[0]
+        sizes -= firsts
+        sizes += 1
+        return Units(firsts, sizes, row_sums(begins), maskable.shape[1])
 
     def hashes(self, of_positions: Hashes) -> Hashes:
         """Return a hash of each unit, (units,), distinct within a row, from those of positions (B, T)."""
-        return mix_32_bits(of_positions.take(self.tokens.take(self.firsts)) + _ORDER)
+        return mix_32_bits(of_positions.take(self.firsts) + _ORDER)
 
 
 def smallest_units(units: Units, hashes: Hashes, counts: Ints, bounds: Hashes) -> tuple[Ints, Ints]:
@@ -83,28 +86,34 @@ def smallest_units(units: Units, hashes: Hashes, counts: Ints, bounds: Hashes) -
     are sorted, unless a row may need more.
     """
     if not len(units.firsts):
-        return units.tokens, np.zeros_like(counts)
-    row = np.arange(len(counts)).repeat(units.per_row)
-    found = (hashes <= bounds.take(row)).nonzero()[0]
-    too_few = _sums_by_row(units.sizes.take(found), row.take(found), len(counts)) <= counts
-    if (too_few & (np.bincount(row.take(found), minlength=len(counts)) < units.per_row)).any():
-        found = np.arange(len(row))
-    row, sizes = row.take(found), units.sizes.take(found)
-    bits = np.uint64(units.length.bit_length())  # with 32 for a hash they leave 2^32 / T rows, more than memory holds
-    keys = ((row.astype(np.uint64) << np.uint64(32) | hashes.take(found)) << bits) | sizes.astype(np.uint64)
-    ordered = np.sort(keys)
-    total = (ordered & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64).cumsum()
-    per_row = np.bincount(row, minlength=len(counts))
-    ends = per_row.cumsum()
+        return units.firsts, np.zeros_like(counts)
+    row_ends = units.per_row.cumsum()
+    found = (hashes <= bounds.repeat(units.per_row)).nonzero()[0]
+    sizes, ends = units.sizes.take(found), np.searchsorted(found, row_ends)
+    per_row = _differences(ends)
+    if ((_sums(sizes, ends) <= counts) & (per_row < units.per_row)).any():
+        found, sizes, ends, per_row = np.arange(len(hashes)), units.sizes, row_ends, units.per_row
     starts = ends - per_row
-    before = np.where(starts > 0, total.take(starts - 1, mode="clip"), 0)
-    fits = np.searchsorted(total, before + counts, side="right").clip(starts + 1, np.maximum(ends, 1))
-    chosen = (keys <= ordered.take(fits - 1, mode="clip").repeat(per_row)).nonzero()[0]
-    row = row.take(chosen)
-    sizes = np.minimum(sizes.take(chosen), counts.take(row))
-    shift = units.firsts.take(found.take(chosen)) + sizes - np.cumsum(sizes, dtype=np.int64)
-    positions = units.tokens.take(np.arange(int(sizes.sum())) + shift.repeat(sizes))
-    return positions, _sums_by_row(sizes, row, len(counts))
+    bits = np.uint64(units.length.bit_length())  # with 32 for a hash they leave 2^32 / T rows, more than memory holds
+    keys = (np.arange(len(counts), dtype=np.uint64) << np.uint64(32)).repeat(per_row)
+    keys |= hashes.take(found)
+    keys <<= bits
+    keys |= sizes.view(np.uint64)
+    ordered = np.sort(keys)
+    total = np.zeros(len(keys) + 1, np.int64)
+    (ordered & ((np.uint64(1) << bits) - np.uint64(1))).view(np.int64).cumsum(out=total[1:])
+    last = np.searchsorted(total, total.take(starts) + counts, side="right") - 2  # the last unit that fits
+    last = np.maximum(last, starts)
+    np.minimum(last, np.maximum(ends - 1, 0), out=last)
+    chosen = (keys <= ordered.take(last).repeat(per_row)).nonzero()[0]
+    ends = np.searchsorted(chosen, ends)
+    sizes = np.minimum(sizes.take(chosen), counts.repeat(_differences(ends)))
+    shift = units.firsts.take(found.take(chosen))
+    shift += sizes
+    shift -= sizes.cumsum()
+    positions = shift.repeat(sizes)
+    positions += np.arange(len(positions))
+    return positions, _sums(sizes, ends)
 
 
 def smallest_of_pieces(hashes: Hashes, sizes: Ints, counts: Ints) -> Flags:
@@ -113,11 +122,16 @@ def smallest_of_pieces(hashes: Hashes, sizes: Ints, counts: Ints) -> Flags:
     `sizes` (pieces,) hashes belong to each piece, one after the other, and `counts` (pieces,) of them are chosen, at
     least one of each.
     """
+    ends = sizes.cumsum()
+    starts = ends - sizes
+    if len(hashes) >= _LONG_PIECE * len(sizes):
+        parts = hashes.copy()
+        for start, end, index in zip(starts.tolist(), ends.tolist(), (counts - 1).tolist(), strict=True):
+            parts[start:end].partition(index)
+        return np.less_equal(hashes, parts.take(starts + counts - 1).repeat(sizes))
     keys = (np.arange(len(sizes), dtype=np.uint64) << np.uint64(32)).repeat(sizes)
     keys |= hashes
-    last = np.sort(keys).take(sizes.cumsum() - sizes + counts - 1)
-    chosen: Flags = keys <= last.repeat(sizes)
-    return chosen
+    return np.less_equal(keys, np.sort(keys).take(starts + counts - 1).repeat(sizes))
 
 
 def row_sums(flags: Flags) -> Ints:
@@ -125,23 +139,15 @@ def row_sums(flags: Flags) -> Ints:
     return flags.view(np.uint8).sum(axis=1, dtype=np.uint32).astype(np.int64)
 
 
-def _sums_by_row(values: Ints, row: Ints, n_rows: int) -> Ints:
-    """Return the sum of the values of each row, (B,), from values and their rows, in order of rows."""
-    ends = np.bincount(row, minlength=n_rows).cumsum()
-    totals = np.concatenate([[0], values.cumsum()])
-    return np.diff(totals.take(ends), prepend=0)
+def _differences(ends: Ints) -> Ints:
+    """Return the number of items of each row, (B,), from the end of each row's items."""
+    numbers = ends.copy()
+    numbers[1:] -= ends[:-1]
+    return numbers
 
 
-def _last_of(values: Hashes, sizes: Ints, counts: Ints) -> Hashes:
-    """Return the largest of the `counts` (B,) smallest values of each row, (B,).
-
-    The values of a row follow those of the row before, `sizes` (B,) of them.
-    """
-    width = max(1, int(sizes.max()))
-    rows = np.arange(len(sizes))
-    ordered = np.full((len(sizes), width), LARGEST)
-    slot = np.arange(len(values))
-    slot += (rows * width + sizes - sizes.cumsum()).repeat(sizes)
-    ordered.reshape(-1)[slot] = values
-    ordered.sort(axis=1)
-    return ordered[rows, counts - 1]
+def _sums(values: Ints, ends: Ints) -> Ints:
+    """Return the sum of the values of each row, (B,), where those of a row end at its `ends` (B,)."""
+    totals = np.zeros(len(values) + 1, np.int64)
+    values.cumsum(out=totals[1:])
+    return _differences(totals.take(ends))

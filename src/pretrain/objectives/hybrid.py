@@ -12,7 +12,7 @@ from pretrain.objectives.diffusion import Diffusion
 from pretrain.objectives.masked import Masked
 from pretrain.objectives.objective import Objective
 
-_GOLDEN_RATIO = 0x9E3779B97F4A7C15 - 2**64  # its fractional part in units of 2^-64, as a signed number
+_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # its fractional part in units of 2^-64
 
 
 class Hybrid(Objective):
@@ -62,12 +62,12 @@ class Hybrid(Objective):
         counts = (targets != IGNORE).sum(1) if is_bound else None
         if len(chosen):  # only these rows are masked: what is hidden depends on nothing but the row
             masked = self.bidirectional.collate(rows[chosen], sample_indices[chosen])
-            tokens[chosen] = masked.tokens
+            tokens[chosen] = masked.tokens.numpy()
             targets[chosen] = at_positions(masked, masked.targets, IGNORE)
             if weights is not None and counts is not None:
                 assert masked.weights is not None
                 weights[chosen] = at_positions(masked, masked.weights, 1)
-                counts[chosen] = masked.row_counts()
+                counts[chosen] = masked.row_counts().numpy()
         return Batch(
             tokens=torch.from_numpy(tokens),
             positions=torch.from_numpy(rows.positions),
@@ -87,15 +87,18 @@ class Hybrid(Objective):
         common with batches or ranks: none of them gets rows of one kind only (Knuth 1973, volume 3, section 6.4,
         theorem S).
         """
-        fraction = sample_indices * _GOLDEN_RATIO >> 11 & (1 << 53) - 1  # its first 53 bits; the multiplication wraps
-        return fraction.double() / 2**53 < self.masked_rows
+        fraction = sample_indices.numpy().view(np.uint64) * _GOLDEN_RATIO >> np.uint64(11)  # 53 bits; the product wraps
+        return torch.from_numpy(fraction / 2.0**53 < self.masked_rows)
 
 
 def at_positions(batch: Batch, values: Tensor, otherwise: int) -> NDArray[np.generic]:
     """Return values of the targets (B, M) at the positions that predict them, and `otherwise` elsewhere, (B, T)."""
     assert batch.target_positions is not None
-    positions, of_targets = batch.target_positions.numpy(), values.numpy()
-    row, slot = (batch.targets.numpy() != IGNORE).nonzero()
-    placed = np.full(batch.tokens.shape, otherwise, of_targets.dtype)
-    placed[row, positions[row, slot]] = of_targets[row, slot]
+    positions, n_rows = batch.target_positions.numpy(), len(batch.targets)
+    slot = (batch.targets.numpy().ravel() != IGNORE).nonzero()[0]
+    length = batch.tokens.shape[1]
+    flat = positions + (np.arange(n_rows) * length)[:, None]
+    of_targets = values.numpy()
+    placed = np.full((n_rows, length), otherwise, of_targets.dtype)
+    placed.reshape(-1)[flat.take(slot)] = of_targets.take(slot)
     return placed

@@ -16,6 +16,7 @@ from pretrain.data.collate import IGNORE
 from pretrain.kernels.compile import compile_or_run_eager
 from pretrain.kernels.matmul import Matmul, matmul_of
 from pretrain.kernels.softcap import Softcap, capped, softcap_of
+from pretrain.kernels.vocab_padding import hide_padding, n_tokens_of
 from pretrain.objectives.vocab_parallel import VocabularyShard, local
 
 MAX_UNCHUNKED_LOGITS = 1 << 25  # N x V up to this (128 MiB in float32) are computed in one chunk, which is fastest
@@ -48,6 +49,7 @@ class LossTerms:
 
     z_loss: float = 0.0
     softcap: Softcap | None = None  # bounds the logits
+    n_tokens: int | None = None  # ids that the head predicts; None: all rows of its matrix
 
 
 def cross_entropy_sum(
@@ -63,23 +65,25 @@ def cross_entropy_sum(
     Targets equal to IGNORE add nothing. With many logits, loss and gradient are computed together in chunks of the
     targets, so that memory holds one chunk of logits instead of all (N, V) and their gradient. If devices split the
     vocabulary, each computes the logits of its shard, and all return the full loss. The head's `softcap`, if it has
-    one, bounds the logits.
+    one, bounds the logits. Ids that the head excludes, as padding of the vocabulary, have no part in the softmax.
 
     `z_loss` adds z_loss (log Z)^2 of each target to the gradient, but not to the returned loss, which stays comparable:
     it holds the sum Z of the exponentiated logits near 1 (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311,
     section 5).
     """
     weight, bias, matmul, softcap = head.weight, head.bias, matmul_of(head), softcap_of(head)
+    n_tokens = n_tokens_of(head)
     shard = VocabularyShard.of(weight)
     if shard.group is None and features.shape[0] * weight.shape[0] <= MAX_UNCHUNKED_LOGITS:
         logits = capped(softcap, matmul.linear(features, weight, bias).float())
+        logits = logits if n_tokens is None else logits[:, :n_tokens]
         return _unchunked(logits, targets, weights, settings.z_loss)
     if not torch.is_grad_enabled():
         losses = token_losses(features, head, targets)[0]
         return (losses if weights is None else losses * weights).sum()
     local_bias = None if bias is None else local(bias)
     fused = settings.compiled and features.is_cuda and shard.group is None
-    chunking = _Chunking(shard, matmul, fused, LossTerms(settings.z_loss, softcap), weights)
+    chunking = _Chunking(shard, matmul, fused, LossTerms(settings.z_loss, softcap, n_tokens), weights)
     loss = _ChunkedCrossEntropy.apply(features, local(weight), local_bias, targets, chunking)
     assert isinstance(loss, Tensor)
     return loss
@@ -178,6 +182,7 @@ def _grad_logits(logits: Tensor, targets: Tensor, weights: Tensor | None, settin
     slope = None if terms.softcap is None else terms.softcap.slope(logits)
     shard, counts = settings.shard, (targets != IGNORE).unsqueeze(1)
     factors = counts.float() if weights is None else weights.unsqueeze(1).where(counts, 0.0)
+    hide_padding(logits, terms.n_tokens, shard.start)
     largest = shard.maximum(logits.amax(-1, keepdim=True))
     logits -= largest
     target, is_local = shard.find(targets)
@@ -205,9 +210,11 @@ def fused_grad_logits(
     """
     exact = capped(terms.softcap, logits.float() if bias is None else logits.float() + bias)
     counts = targets != IGNORE
-    total = exact.logsumexp(-1, keepdim=True)
-    at_target = torch.arange(exact.shape[1], device=exact.device) == targets.unsqueeze(1)
-    probability = (exact - total).exp()
+    ids = torch.arange(exact.shape[1], device=exact.device)
+    predicted = exact if terms.n_tokens is None else exact.masked_fill(ids >= terms.n_tokens, -torch.inf)
+    total = predicted.logsumexp(-1, keepdim=True)
+    at_target = ids == targets.unsqueeze(1)
+    probability = (predicted - total).exp()
     if terms.z_loss:
         probability = probability * (1.0 + 2.0 * terms.z_loss * total)
     grad_logits = probability - at_target.float()
@@ -248,6 +255,7 @@ def token_losses(features: Tensor, head: Head, targets: Tensor) -> tuple[Tensor,
     weight, bias = local(head.weight), None if head.bias is None else local(head.bias)
     for part in _chunks(features, shard.largest_size):
         logits = capped(softcap_of(head), matmul.linear(features[part], weight, bias).float())
+        hide_padding(logits, n_tokens_of(head), shard.start)
         if shard.group is not None:
             loss, prediction = _shard_losses(logits, targets[part], shard)
         else:

@@ -124,25 +124,25 @@ class Masked(Objective):
         counts = quotas[n_maskable]
         hashes = position_hashes(self._seed_hash, samples, length)
         if self.config.unit is MaskingUnit.token:
-            chosen = smallest(hashes, maskable, counts, bounds[n_maskable])
+            chosen = smallest(hashes, maskable, counts)
         else:
-            units = Units.between(self._begins(rows, maskable, hashes), maskable)
+            units = Units.between(self._begins(rows, hashes), maskable)
             chosen, counts = smallest_units(units, units.hashes(hashes), counts, bounds[n_maskable])
         return chosen, counts, hashes.take(chosen)
 
-    def _begins(self, rows: TokenRows, maskable: NDArray[np.bool_], hashes: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Return where a word or span begins (B, T); what is not `maskable` and the end of a document end one.
+    def _begins(self, rows: TokenRows, hashes: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Return where a word or span begins (B, T) within a row; the end of a document ends one.
 
         A span begins at any token with probability 1 / `mean_span`, so that its length has a geometric distribution.
         """
-        begins = np.ones_like(maskable)
-        np.not_equal(rows.documents[:, 1:], rows.documents[:, :-1], out=begins[:, 1:])
-        begins[:, 1:] |= ~maskable[:, :-1]
         if self.config.unit is MaskingUnit.span:
-            begins |= hashes <= np.uint32(min(2.0**32 / self.config.mean_span, 2.0**32 - 1))
+            begins = hashes <= np.uint32(min(2.0**32 / self.config.mean_span, 2.0**32 - 1))
         else:
             assert self.word_starts is not None
-            begins |= self.word_starts.take(rows.tokens)
+            begins = self.word_starts.take(rows.tokens)
+        documents = rows.documents.ravel()
+        flat = begins.reshape(-1)
+        flat[1:] |= documents[1:] != documents[:-1]
         return begins
 
     def _hide_at_once(
@@ -172,7 +172,7 @@ class Masked(Objective):
         tokens[chosen] = hidden
 
     def _quotas(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-        """Return how many of n maskable tokens become targets, and a bound of their hashes, by n, both (length + 1,).
+        """Return how many of n maskable tokens become targets, and a bound of their units' hashes, by n, (length + 1,).
 
         The bound is about four standard deviations above the mean of the largest hash that is chosen.
         """
@@ -180,8 +180,7 @@ class Masked(Objective):
             n = np.arange(length + 1)
             wanted = np.rint(self.config.mask_probability * n).astype(np.int64)
             counts = np.minimum(np.maximum(wanted, 1), np.minimum(n, self.targets_per_sequence(length)))
-            size = {MaskingUnit.token: 1.0, MaskingUnit.whole_word: _WORD, MaskingUnit.span: 2 * self.config.mean_span}
-            spread = size[self.config.unit]
+            spread = 2 * self.config.mean_span if self.config.unit is MaskingUnit.span else _WORD
             shares = (counts + 4.0 * np.sqrt(counts * spread) + spread) / np.maximum(n, 1)
             self._quotas_of[length] = counts, (np.minimum(shares, 1.0) * LARGEST).astype(np.uint32)
         return self._quotas_of[length]

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from pretrain.checkpoint.read import open_checkpoint
-from pretrain.config.run import RunConfig
+from pretrain.config.run import AUTO, RunConfig
 from pretrain.config.stages import Course, Stage, course_of
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
@@ -28,6 +28,7 @@ from pretrain.planning.chosen_size import fit_to_text
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.fit import settings_that_fit
 from pretrain.planning.forecast import Forecast, Target, forecast, target_of
+from pretrain.planning.micro_batch import largest_micro_batch
 from pretrain.planning.printing import describe
 from pretrain.planning.units import duration, gib
 
@@ -43,6 +44,9 @@ def forecast_in_words(config: PlanConfig, typed: Mapping[str, str] | None = None
         return compare(config, config.run), None
     target = target_of(config)
     config, chosen = fit_to_text(config, target, typed or {})
+    if config.micro_batch_size == AUTO:
+        config, line = largest_micro_batch(config, target)
+        chosen.append(line)
     config, planned, stages = _of_largest_stage(config, target)
     text = "\n\n".join(filter(None, ["\n".join(chosen), "\n".join(stages), describe(planned, config)]))
     if config.fit or not planned.fits:

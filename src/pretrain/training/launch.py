@@ -10,7 +10,7 @@ from threading import Timer
 from typing import Any
 
 from pretrain.config.preset_folders import chosen_settings
-from pretrain.config.run import RunConfig
+from pretrain.config.run import AUTO, RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.data.prepare import check_files, prepare
 from pretrain.errors import ConfigError, RankLostError, printable
@@ -97,9 +97,16 @@ def _with_text(run_plan: RunPlan, overrides: list[str]) -> RunPlan:
     from pretrain.training.memory import check_memory
 
     device = choose_device(run_plan.config.trainer)  # a missing one is an error before the text is prepared
-    if run_plan.config.size is None:
+    if run_plan.config.size is None and run_plan.config.micro_batch_size != AUTO:
         check_memory(run_plan.config, device)
-    return replace(run_plan, config=resolve_auto_settings(_fit_to_text(run_plan.config, overrides)))
+    config = resolve_auto_settings(_fit_to_text(run_plan.config, overrides))
+    if config.micro_batch_size == AUTO:
+        from pretrain.planning.micro_batch import with_chosen_micro_batch
+
+        prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log)
+        config, line = with_chosen_micro_batch(config, prepared, device)
+        log(line)
+    return replace(run_plan, config=config)
 
 
 def _fit_to_text(config: RunConfig, overrides: list[str]) -> RunConfig:
