@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked_process
 import pytest
 import yaml
 
@@ -117,7 +118,7 @@ def test_the_words_are_those_of_a_run():
 
 
 def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked_process.run(
         [sys.executable, str(ROOT / "src" / "doctor.py"), *words],
         cwd=folder, capture_output=True, text=True, timeout=850, check=False,
     )  # fmt: skip
