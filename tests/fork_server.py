@@ -16,15 +16,17 @@ import selectors
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from forked_ranks import reset_signals, start_ranks_by_fork
-from pytest import MonkeyPatch
 
 PRELOADED = (
     "torch", "numpy", "lightning.pytorch", "torchmetrics", "pretrain.commands.tasks", "pretrain.training.train",
-    "pretrain.training.launch", "pretrain.training.auto_settings", "pretrain.config.launcher", "pretrain.language_model",
+    "pretrain.training.launch", "pretrain.training.auto_settings", "pretrain.config.launcher",
+    "pretrain.language_model",
     "pretrain.evaluation.run", "hydra.main", "tensorboard", "torch.utils.tensorboard", "pretrain.planning.answer",
     "pretrain.doctor.examination", "pretrain.interop.export", "pretrain.data.prepare", "torch.multiprocessing.spawn",
     "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.elastic.multiprocessing",
@@ -33,68 +35,70 @@ PRELOADED = (
 
 
 class _Server:
-    """Reads requests from one socket, and tells of the end of each fork on the connection of its request."""
+    """Reads a request from each connection, and tells of the end of its fork there."""
 
-    def __init__(self, requests: socket.socket) -> None:
-        self.requests = requests
+    def __init__(self, address: str) -> None:
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(address)
+        self.listener.listen(64)
         self.connections: dict[int, socket.socket] = {}  # by the number of the fork
-        self.text, self.files = b"", array.array("i")
         self.woken, self.wakes = socket.socketpair()
         self.wakes.setblocking(False)
 
     def serve(self) -> dict[str, Any] | None:
-        """Return the request in each fork; in the server, None when there will be no more requests."""
+        """Return the request in each fork; in the server, None when standard input has ended."""
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wakes.fileno(), warn_on_full_buffer=False)
         selector = selectors.DefaultSelector()
-        selector.register(self.requests, selectors.EVENT_READ)
-        selector.register(self.woken, selectors.EVENT_READ)
+        for each in (self.listener, self.woken, sys.stdin):
+            selector.register(each, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
+                if key.fileobj is sys.stdin:
+                    return None
                 if key.fileobj is self.woken:
                     self.woken.recv(4096)
                     self._tell_ended()
-                elif not self._receive():
-                    return None
-                elif b"\n" in self.text and (request := self._fork()):
+                elif request := self._fork(self.listener.accept()[0]):
                     selector.close()
                     return request
 
-    def _receive(self) -> bool:
-        text, rights, _, _ = self.requests.recvmsg(1 << 20, socket.CMSG_SPACE(16 * self.files.itemsize))
-        for level, kind, data in rights:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                self.files.frombytes(data[: len(data) - len(data) % self.files.itemsize])
-        self.text += text
-        return bool(text)
-
-    def _fork(self) -> dict[str, Any] | None:
-        request: dict[str, Any] = json.loads(self.text)
-        connection, *standard = self.files
-        self.text, self.files = b"", array.array("i")
+    def _fork(self, connection: socket.socket) -> dict[str, Any] | None:
+        text, files = b"", array.array("i")
+        while not text.endswith(b"\n"):
+            more, rights, _, _ = connection.recvmsg(1 << 20, socket.CMSG_SPACE(3 * files.itemsize))
+            if not more:
+                return None  # the test has ended
+            text += more
+            for _, _, data in rights:
+                files.frombytes(data)
         number = os.fork()
         if number == 0:
             reset_signals()
-            for target, file in enumerate(standard):
+            for target, file in enumerate(files):
                 os.dup2(file, target)
             os.closerange(3, 1024)
+            for each in (connection, self.listener, self.woken, self.wakes, *self.connections.values()):
+                each.detach()  # closed: nobody is to close what will have its number
+            request: dict[str, Any] = json.loads(text)
             return request
-        for file in standard:
+        for file in files:
             os.close(file)
-        self.connections[number] = socket.socket(fileno=connection)
-        self.connections[number].sendall(b"%d\n" % number)
+        self.connections[number] = connection
+        self._tell(connection, number, 0)
         return None
 
     def _tell_ended(self) -> None:
         while self.connections:
-            number, status = os.waitpid(-1, os.WNOHANG)
+            number, status, used = os.wait4(-1, os.WNOHANG)
             if not number:
                 return
             with self.connections.pop(number) as connection:
-                try:
-                    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-                except BrokenPipeError:
-                    pass  # the test no longer asks
+                self._tell(connection, os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime)
+
+    def _tell(self, connection: socket.socket, number: int, seconds: float) -> None:
+        with suppress(BrokenPipeError):  # the test no longer asks
+            connection.sendall(f"{number} {seconds}\n".encode())
 
 
 def _become(request: dict[str, Any]) -> None:
@@ -106,16 +110,17 @@ def _become(request: dict[str, Any]) -> None:
         os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.executable = os.environ.get("FORKED_PYTHON", sys.executable)  # of the jobs of a sweep
     paths = [path for path in request["environment"].get("PYTHONPATH", "").split(os.pathsep) if path]
     _, first, *rest = request["words"]
-    start_ranks_by_fork(MonkeyPatch())
+    start_ranks_by_fork(pytest.MonkeyPatch())
     if first == "-c":
         code, *rest = rest
         sys.argv, sys.path[:0] = ["-c", *rest], ["", *paths]
         exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
     elif first == "-m":
         module, *rest = rest
-        sys.argv, sys.path[:0] = [module, *rest], [os.getcwd(), *paths]
+        sys.argv, sys.path[:0] = [module, *rest], [str(Path.cwd()), *paths]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         sys.argv, sys.path[:0] = [first, *rest], [str(Path(first).parent.resolve()), *paths]
@@ -123,13 +128,13 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    requests = socket.socket(fileno=int(sys.argv[1]))
     sys.path.remove(str(Path(__file__).parent))
     for name in PRELOADED:
         importlib.import_module(name)
     gc.freeze()  # so that no collection in a fork copies these pages
-    if request := _Server(requests).serve():
-        requests.detach()
+    server = _Server(sys.argv[1])
+    print("ready", flush=True)
+    if request := server.serve():
         _become(request)
 
 

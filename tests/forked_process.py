@@ -1,48 +1,53 @@
 """Processes that run Python without importing torch, Lightning and the package again: forks of one that has them.
 
 `popen` and `run` stand for `subprocess.Popen` and `subprocess.run` of `[sys.executable, ...]`. A start costs a fork
-instead of eight seconds of imports. Signals, sessions, pipes, exit codes and exit handlers are those of any process, and
+instead of eight seconds of imports. Signals, sessions, pipes, exit codes and exit handlers are those of any process;
 the ranks that torch's launchers start are forks too. What a test says of starting itself needs a real interpreter.
 """
 
 from __future__ import annotations
 
-import array
 import atexit
 import functools
 import inspect
-import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from forked_command import line, send
+
 SERVER = Path(__file__).with_name("fork_server.py")
-MOST_FILES = 16  # that one request carries
+COMMAND = Path(__file__).with_name("forked_command.py")
 
 
 class ForkedProcess(subprocess.Popen[str]):
     """A `subprocess.Popen` of `[sys.executable, ...]` whose process is forked from the server."""
 
+    processor_s = 0.0  # of it and what it has waited for, once it has ended
+
     def _execute_child(self, *arguments: Any) -> None:
         given = _PARAMETERS.bind(self, *arguments).arguments
-        files = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
+        pipes = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
         request = {
             "words": [str(word) for word in given["args"]],
-            "folder": os.path.abspath(given["cwd"] or "."),
+            "folder": str(Path(given["cwd"] or ".").absolute()),
             "environment": dict(os.environ if given["env"] is None else given["env"]),
             "umask": given["umask"],
             "group": given["start_new_session"],
         }
-        self._connection = _server().start(request, [file if file >= 0 else number for number, file in enumerate(files)])
-        for file in {*files, given["errwrite"]}:
-            if file >= 0:
-                os.close(file)
-        self.pid = json.loads(_line(self._connection))
+        files = [file if file >= 0 else number for number, file in enumerate(pipes)]
+        self._connection = _server().start(request, files)
+        ours = (given["p2cwrite"], given["c2pread"], given["errread"])
+        made = {pipe for pipe, end in zip(pipes, ours, strict=True) if end >= 0} | {getattr(self, "_devnull", -1)}
+        for file in made - {-1}:
+            os.close(file)
+        self.pid = int(line(self._connection).split()[0])
         self._child_created = True
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
@@ -55,8 +60,8 @@ class ForkedProcess(subprocess.Popen[str]):
 
     def _ended(self, timeout: float | None) -> int | None:
         if self.returncode is None and select.select([self._connection], [], [], timeout)[0]:
-            text = _line(self._connection)
-            self.returncode = json.loads(text) if text else -9
+            code, seconds = line(self._connection).split()
+            self.returncode, self.processor_s = int(code), float(seconds)
             self._connection.close()
         return self.returncode
 
@@ -64,7 +69,7 @@ class ForkedProcess(subprocess.Popen[str]):
 _PARAMETERS = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
 
 
-def popen(words: list[Any], **options: Any) -> subprocess.Popen[str]:
+def popen(words: list[Any], **options: Any) -> ForkedProcess:
     """Start `[sys.executable, script or -c or -m, ...]` in a fork."""
     assert words[0] == sys.executable, words
     return ForkedProcess(words, **options)
@@ -88,35 +93,32 @@ def run(
 
 
 class _Server:
-    """The process that is forked, started once for all tests of this one."""
+    """The process that is forked, started once for all tests of this one; it ends as its standard input does."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self._socket = ours
-        self._process = subprocess.Popen(
-            [sys.executable, str(SERVER), str(theirs.fileno())], pass_fds=[theirs.fileno()], env=environment,
-            stdin=subprocess.DEVNULL, start_new_session=True,
+        self.folder = tempfile.mkdtemp(prefix="fork-server-")
+        self.address = f"{self.folder}/socket"
+        self.process = subprocess.Popen(
+            [sys.executable, str(SERVER), self.address], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
         )  # fmt: skip
-        theirs.close()
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"ready\n"
 
     def start(self, request: dict[str, Any], files: list[int]) -> socket.socket:
         """Return the connection on which the server tells the process's number, and later its exit code."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno(), *files]))]
-            text = json.dumps(request).encode() + b"\n"
-            sent = self._socket.sendmsg([text], rights)
-            self._socket.sendall(text[sent:])
-        return ours
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(self.address)
+        send(connection, request, files)
+        return connection
 
     def end(self) -> None:
-        self._socket.close()
-        until = time.monotonic() + 10
-        while self._process.poll() is None and time.monotonic() < until:
-            time.sleep(0.01)
-        self._process.kill()
-        self._process.wait()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(timeout=30)
+        shutil.rmtree(self.folder)
 
 
 @functools.cache
@@ -126,8 +128,13 @@ def _server() -> _Server:
     return server
 
 
-def _line(connection: socket.socket) -> bytes:
-    text = b""
-    while not text.endswith(b"\n") and (more := connection.recv(64)):
-        text += more
-    return text
+def commands(folder: Path) -> dict[str, str]:
+    """Write a `python` into a folder that forks the server; return the variables by which commands find it.
+
+    A sweep that is forked in this environment forks its jobs, too. No signal reaches what such a `python` runs.
+    """
+    shim = folder / "python"
+    shim.write_text(f"#!{sys.executable} -SE\n{COMMAND.read_text()}")
+    shim.chmod(0o755)
+    found = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "FORKED_PYTHON": str(shim)}
+    return found | {"FORK_SERVER": _server().address}

@@ -4,14 +4,18 @@ import os
 import signal
 import stat
 import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch.distributed.elastic.multiprocessing
-import torch.multiprocessing.spawn  # noqa: F401
-from pytest import MonkeyPatch
+import torch.multiprocessing.spawn
+
+_IGNORED = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)  # by a new interpreter
 
 
-def start_ranks_by_fork(patch: MonkeyPatch) -> None:
+def start_ranks_by_fork(patch: pytest.MonkeyPatch) -> None:
     """Have torch fork the processes that it would start anew; these keep no socket and no file of their parent."""
     spawn: Any = sys.modules["torch.multiprocessing.spawn"]  # the name in its package is a function
     original, wrapped = spawn.start_processes, spawn._wrap
@@ -23,6 +27,7 @@ def start_ranks_by_fork(patch: MonkeyPatch) -> None:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         reset_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # an interpreter begins with that of its parent
+        _reset_warnings()
         _let_go_of_files()
         wrapped(*arguments)
 
@@ -41,11 +46,17 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
+def _reset_warnings() -> None:
+    warnings.resetwarnings()  # in a test they are errors
+    for category in _IGNORED:
+        warnings.simplefilter("ignore", category)
+
+
 def _let_go_of_files() -> None:
     """Put the null device in the place of sockets and files, as a lock that a fork holds outlives its owner."""
     null = os.open(os.devnull, os.O_RDWR)
-    for name in os.listdir("/proc/self/fd"):
-        number = int(name)
+    for path in list(Path("/proc/self/fd").iterdir()):
+        number = int(path.name)
         try:
             kind = os.fstat(number).st_mode
         except OSError:

@@ -59,7 +59,9 @@ def command(script: str, *words: str) -> list[str]:
 
 
 def call(script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return forked_process.run(command(script, *words), cwd=cwd, capture_output=True, text=True, timeout=280, check=False)
+    return forked_process.run(
+        command(script, *words), cwd=cwd, capture_output=True, text=True, timeout=280, check=False
+    )
 
 
 def stream_in(folder: Path) -> Path:
@@ -242,7 +244,9 @@ def test_a_corpus_that_is_broken_further_on_ends_the_run_with_its_message(text: 
 
 def test_a_run_whose_reader_is_killed_ends_at_once_and_goes_on_when_asked(text: Path, tmp_path: Path, hold_lock):
     words = command("train", *STREAM, f"data.path={text}", *TINY, "trainer.max_steps=30", "paths.run_dir=run")
-    with forked_process.popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with forked_process.popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         stores = tmp_path / ".cache" / "stores"
         wait_until(lambda: any(Ledger(path).eras for path in stores.glob("*-stream-*")))
         with hold_lock(stream_in(tmp_path)):
