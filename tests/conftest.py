@@ -115,6 +115,14 @@ def own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the processes that torch starts for several ranks fork from this one instead of importing all anew."""
+    from forked_ranks import start_ranks_by_fork  # here: it loads torch
+
+    start_ranks_by_fork(monkeypatch)
+
+
+@pytest.fixture
 def tiny(corpus: Path, tmp_path: Path) -> TinyRun:
     """Return a maker of tiny runs."""
     register_schemas("train", RunConfig)

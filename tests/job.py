@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked_process
 import psutil
 import torch
 
@@ -41,7 +42,7 @@ class Job:
 
     def run(self, name: str, *words: str) -> Path:
         folder = self.folder / name
-        found = subprocess.run(
+        found = forked_process.run(
             self.command(*words, f"paths.run_dir={folder}"),
             cwd=self.folder, capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
@@ -50,12 +51,18 @@ class Job:
         assert "Warning" not in found.stderr, found.stderr
         return folder
 
-    def start(self, name: str, *words: str, script: Path | None = None, group: bool = False) -> subprocess.Popen[str]:
-        """Begin a run, in a process group of its own where a signal is to reach all of that."""
+    def start(
+        self, name: str, *words: str, script: Path | None = None, group: bool = False, fork: bool = True
+    ) -> subprocess.Popen[str]:
+        """Begin a run, in a process group of its own where a signal is to reach all of that.
+
+        Without `fork` its processes are new interpreters, as those of a user.
+        """
         command = self.command(*words, f"paths.run_dir={self.folder / name}")
         if script is not None:
             command[1] = str(script)
-        return subprocess.Popen(
+        start = forked_process.popen if fork else subprocess.Popen
+        return start(
             command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=group
         )
 
@@ -69,7 +76,7 @@ def wait_for(process: subprocess.Popen[str], step: int) -> None:
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Return the processes that train for a launcher, in the order of their ranks."""
     children = psutil.Process(process.pid).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -30,6 +30,7 @@ def test_micro_batches_that_are_not_averaged_are_found(context, monkeypatch):
     assert not finding.passed
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 def test_two_processes_are_one(context):
     before = signal.getsignal(signal.SIGINT)
@@ -48,6 +49,7 @@ def test_gradients_not_divided_between_two_processes_are_found(context, monkeypa
     assert not finding.passed, finding
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 @pytest.mark.long
 def test_two_processes_that_split_matrices_are_one(context):
@@ -55,6 +57,7 @@ def test_two_processes_that_split_matrices_are_one(context):
     assert finding.passed, finding
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 @pytest.mark.long
 def test_two_processes_that_split_rows_are_one(context):

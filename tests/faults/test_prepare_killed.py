@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked_process
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -32,13 +33,13 @@ def test_killed_ten_times_it_makes_the_same_store(tmp_path: Path, corpus: Path) 
         return [sys.executable, str(ROOT / "src" / "prepare.py"), f"paths.cache_dir={tmp_path / name}", *words]
 
     started = time.monotonic()
-    subprocess.run(command("whole"), check=True, capture_output=True)
+    forked_process.run(command("whole"), check=True, capture_output=True)
     takes_s = time.monotonic() - started
     draw, hits, tries = random.Random(0), 0, 0
     while hits < KILLS:
         tries += 1
         assert tries < 5 * KILLS
-        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forked_process.popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(draw.uniform(0.2, 0.9) * takes_s)
         process.kill()
         hits += process.wait() == -9
@@ -47,5 +48,5 @@ def test_killed_ten_times_it_makes_the_same_store(tmp_path: Path, corpus: Path) 
         if stores:  # too late, or just in time: it was done
             assert whole(tmp_path / "killed") == files(tmp_path / "whole")
             shutil.rmtree(tmp_path / "killed")
-    subprocess.run(command("killed"), check=True, capture_output=True)
+    forked_process.run(command("killed"), check=True, capture_output=True)
     assert whole(tmp_path / "killed") == files(tmp_path / "whole")

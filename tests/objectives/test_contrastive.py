@@ -116,6 +116,7 @@ def _work(rank: int, store: Path, answers: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 def test_two_processes_compare_all_texts_as_one_does(tmp_path: Path) -> None:
     answers = multiprocessing.get_context("spawn").SimpleQueue()

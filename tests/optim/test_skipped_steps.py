@@ -111,6 +111,7 @@ def _work(rank: int, store: Path, answers: Any) -> None:
     end_process()
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 def test_a_planted_nan_changes_nothing_where_a_model_is_sharded(tmp_path: Path) -> None:
     answers = multiprocessing.get_context("spawn").SimpleQueue()

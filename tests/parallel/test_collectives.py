@@ -7,7 +7,7 @@ from pretrain.optim.config import MuonConfig
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parity import Case
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_ranks")]
 
 LAYERS = 2
 CASES = {

@@ -105,6 +105,7 @@ def table(families: list[str], layouts: dict[str, Case]) -> dict[tuple[str, str]
     return {(family, name): (subject(family), case) for family in families for name, case in layouts.items()}
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 def test_two_processes_that_split_rows_train_every_objective_as_one():
     cases = table(FAMILIES, {"fsdp": Case(2, TWO)}) | table(["gpt"], {"ddp": Case(2, TWO, ddp=True)})
@@ -113,6 +114,7 @@ def test_two_processes_that_split_rows_train_every_objective_as_one():
     compare(cases)
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 def test_four_processes_that_split_rows_train_as_one():
     four = {
@@ -122,6 +124,7 @@ def test_four_processes_that_split_rows_train_as_one():
     compare(table(["diffusion"], four))
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 @pytest.mark.long
 def test_split_rows_go_with_every_other_layout():

@@ -3,7 +3,7 @@
 import pytest
 from copies import apart
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_ranks")]
 
 
 def test_copies_of_what_no_process_splits_stay_equal_with_dropout(tmp_path):

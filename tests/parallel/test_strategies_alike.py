@@ -17,7 +17,7 @@ from pretrain.optim.config import AdamWConfig, MuonConfig
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parity import Case, ParityResult, TrainingTask, difference, train_cases
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_ranks")]
 
 STEPS = 20
 ALONE = Case()

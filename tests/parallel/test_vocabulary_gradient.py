@@ -48,6 +48,7 @@ def _work(rank: int, store: Path, answers: Any) -> None:
     end_process()
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 def test_chunks_are_summed_in_32_bits_where_weights_are_gathered_in_16(tmp_path: Path) -> None:
     answers = multiprocessing.get_context("spawn").SimpleQueue()

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked_process
 import pytest
 import yaml
 
@@ -21,7 +22,7 @@ def command(*words: str, script: str = "train") -> list[str]:
 
 
 def call(*words: str, script: str = "train", cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked_process.run(
         command(*words, script=script), cwd=cwd, capture_output=True, text=True, timeout=300, check=False
     )
 
@@ -208,7 +209,7 @@ def test_a_user_may_write_a_package_of_presets_and_classes(tmp_path: Path):
         "register('schedule', StepsConfig)\n"
         "main('train', RunConfig, lambda config, words: print(config.schedule.lr_multiplier(25, 100)))\n"
     )
-    found = subprocess.run(
+    found = forked_process.run(
         [sys.executable, str(script), "schedule=steps", "schedule.warmup_steps=0"],
         capture_output=True, text=True, timeout=60, check=False, env=os.environ,
     )  # fmt: skip

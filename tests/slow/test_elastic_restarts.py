@@ -4,11 +4,11 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked_process
 import pytest
 from job import ROOT, TWO, Job, kill, losses, wait_for, workers_of
 
@@ -125,7 +125,7 @@ def test_a_process_that_never_joins_and_a_port_in_use_are_told(job: Job):
                 "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(address),
             }  # fmt: skip
             started = time.monotonic()
-            found = subprocess.run(
+            found = forked_process.run(
                 [sys.executable, str(ROOT / "src" / "train.py"), *job.words, "trainer=ddp", "trainer.accelerator=cpu",
                  "trainer.timeout_s=4"],
                 cwd=job.folder, capture_output=True, text=True, timeout=60, check=False, env=environment,

@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked_process
 import pytest
 from job import TINY, TWO, Job, assert_same_weights, files, losses, validation, wait_for, workers_of
 
@@ -162,7 +162,7 @@ def test_a_signal_to_one_process_saves_all_and_resumes_exactly(job: Job, strateg
 
 @pytest.mark.fault("F06")
 def test_a_signal_to_all_of_the_group_before_the_first_step_is_no_loss(job: Job):
-    process = job.start("early", "trainer=fsdp", *TWO, group=True)
+    process = job.start("early", "trainer=fsdp", *TWO, group=True, fork=False)
     while len(workers := workers_of(process)) < 2 and process.poll() is None:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
@@ -188,7 +188,7 @@ def test_a_lost_process_ends_the_others_and_says_so(job: Job):
 
 
 def test_an_update_of_copies_and_shards_is_that_of_one_process():
-    found = subprocess.run(
+    found = forked_process.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
          str(Path(__file__).with_name("sharded_optimizers.py"))],
         capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -222,7 +222,7 @@ def test_a_lost_process_brings_the_job_back_by_itself(job: Job):
 
 
 def test_sharding_without_a_gpu_names_what_works_here(job: Job):
-    found = subprocess.run(job.command("trainer=fsdp"), cwd=job.folder, capture_output=True, text=True, check=False)
+    found = forked_process.run(job.command("trainer=fsdp"), cwd=job.folder, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert "trainer.accelerator=cpu trainer.devices=2" in found.stderr
     assert "Traceback" not in found.stderr

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forked_process
 import psutil
 import pytest
 
@@ -58,7 +59,9 @@ def command(script: str, *words: str) -> list[str]:
 
 
 def call(script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(script, *words), cwd=cwd, capture_output=True, text=True, timeout=280, check=False)
+    return forked_process.run(
+        command(script, *words), cwd=cwd, capture_output=True, text=True, timeout=280, check=False
+    )
 
 
 def stream_in(folder: Path) -> Path:
@@ -100,7 +103,7 @@ def make_and_kill(text: Path, folder: Path, cwd: Path, draw: random.Random) -> i
     kills = 0
     while Ledger(folder).end is None:
         eras = len(Ledger(folder).eras)
-        with subprocess.Popen(
+        with forked_process.popen(
             command("prepare", *STREAM, f"data.path={text}"), cwd=cwd, stdout=subprocess.DEVNULL
         ) as process:
             wait_until(
@@ -129,7 +132,7 @@ def test_a_stream_of_killed_processes_is_the_same_to_the_byte(text: Path, whole:
 
 def test_two_processes_at_once_make_one_stream(text: Path, whole: Path, tmp_path: Path):
     words = command("prepare", *STREAM, f"data.path={text}")
-    processes = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [forked_process.popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert all("every file verified" in text for text in said)
@@ -139,7 +142,7 @@ def test_two_processes_at_once_make_one_stream(text: Path, whole: Path, tmp_path
 def run_until(step: int, words: list[str], cwd: Path) -> str:
     """Run a command until it has logged a step, kill it, and return what it said once all its processes are gone."""
     said = []
-    with subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with forked_process.popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             said.append(line)
@@ -197,7 +200,7 @@ def test_two_processes_see_the_rows_of_one(text: Path, whole: Path, tmp_path: Pa
 def test_a_signal_to_two_processes_that_wait_for_text_saves_on_both(text: Path, tmp_path: Path, hold_lock):
     words = [*STREAM, f"data.path={text}", *TINY, "trainer.max_steps=30", "checkpoint.every_n_steps=100"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    with subprocess.Popen(
+    with forked_process.popen(
         command("train", *words, *two, "paths.run_dir=cut"),
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
@@ -241,7 +244,9 @@ def test_a_corpus_that_is_broken_further_on_ends_the_run_with_its_message(text: 
 
 def test_a_run_whose_reader_is_killed_ends_at_once_and_goes_on_when_asked(text: Path, tmp_path: Path, hold_lock):
     words = command("train", *STREAM, f"data.path={text}", *TINY, "trainer.max_steps=30", "paths.run_dir=run")
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with forked_process.popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         stores = tmp_path / ".cache" / "stores"
         wait_until(lambda: any(Ledger(path).eras for path in stores.glob("*-stream-*")))
         with hold_lock(stream_in(tmp_path)):
@@ -272,7 +277,7 @@ def test_a_script_of_ones_own_needs_no_guard_against_being_imported_anew(text: P
         "main('train', RunConfig, launch)\n"
     )
     words = [*STREAM, f"data.path={text}", *TINY, "trainer.max_steps=20"]
-    found = subprocess.run(
+    found = forked_process.run(
         [sys.executable, str(script), *words], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
     )
     assert found.returncode == 0, found.stderr

@@ -1,11 +1,11 @@
 """A damaged or unsupported Hugging Face folder on a command line: one sentence, and exit code 4."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked_process
 import pytest
 from families import random_model, shape
 from folders import BYTES, write_ours
@@ -69,7 +69,7 @@ def test_every_command_refuses_a_wrong_folder_in_one_sentence(tmp_path: Path, co
         ["export", "checkpoint=model", "output=out"],
         ["generate", "checkpoint=model", "prompt=the"],
     ):
-        found = subprocess.run(
+        found = forked_process.run(
             [sys.executable, str(ROOT / "src" / f"{script}.py"), *words],
             cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked_process
 import numpy as np
 import pytest
 import yaml
@@ -105,7 +106,7 @@ def test_inspect_from_the_command_line(tiny):
 
     def typed(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "src" / "prepare.py"), "inspect", *words]
-        return subprocess.run(command, cwd=tiny.folder, capture_output=True, text=True, check=False)
+        return forked_process.run(command, cwd=tiny.folder, capture_output=True, text=True, check=False)
 
     found = typed(f"run={report.folder}", "step=3", "characters=10")
     assert found.returncode == 0, found.stderr
