@@ -15,7 +15,6 @@ from pretrain.data.config import BytesTokenizerConfig, CuratedConfig, HuggingFac
 from pretrain.data.curation.curate import curate
 from pretrain.data.curation.manifest import read_manifest
 from pretrain.data.prepare import find_prepared, finish_stream, prepare
-from pretrain.data.sources import remote_corpus
 from pretrain.data.sources.remote_corpus import local_corpus
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.planning.config import PlanConfig
@@ -54,7 +53,8 @@ def downloads(storage: FaultyStorage) -> int:
 
 
 def test_tokens_are_those_of_the_folder(corpus: Path, bucket: FaultyStorage, tmp_path: Path) -> None:
-    tokenizer, lines = BytesTokenizerConfig(), []
+    tokenizer = BytesTokenizerConfig()
+    lines: list[str] = []
     here = prepare(CuratedConfig(path=str(corpus)), tokenizer, tmp_path / "here", lines.append)
     data = CuratedConfig(path=URL)
     there = prepare(data, tokenizer, tmp_path / "there", lines.append)
@@ -155,7 +155,7 @@ def test_a_full_disk_and_a_storage_that_fails(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(remote_corpus.shutil, "disk_usage", lambda path: usage._replace(free=1))
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1))
         with pytest.raises(CheckpointError, match=r"MiB are free below \S+\. Free some"):
             local_corpus(URL, tmp_path)
     blocked = tmp_path / "blocked"
