@@ -7,8 +7,8 @@ ours         a compressed WARC to a corpus: extraction, language, rules of web_e
 trafilatura  its `extract` on the same pages, out of memory: what any chain with it costs at least
 datatrove    its reader of WARC files, its Trafilatura and the same filters; no language, personal data or duplicates
 
-The pages are the 181 of Scrapinghub's benchmark, twice each, with a number in the first paragraph. Speeds are megabytes of
-HTML for each second of processor time, of one process and what it starts; imports are within it.
+The pages are the 181 of Scrapinghub's benchmark, twice each, with a number in the first paragraph. Speeds are megabytes
+of HTML for each second of processor time, of one process and what it starts; imports are within it.
 """
 
 import argparse
