@@ -7,7 +7,7 @@ ours         a compressed WARC to a corpus: extraction, language, rules of web_e
 trafilatura  its `extract` on the same pages, out of memory: what any chain with it costs at least
 datatrove    its reader of WARC files, its Trafilatura and the same filters; no language, personal data or duplicates
 
-The pages are the 181 of Scrapinghub's benchmark, twice each, with a number in the first paragraph. Speeds are megabytes
+The pages are the 181 of Scrapinghub's benchmark. Speeds are megabytes
 of HTML for each second of processor time, of one process and what it starts; imports are within it.
 """
 
@@ -28,17 +28,12 @@ if TYPE_CHECKING:  # it loads torch, which would count as memory and time of a p
     from comparison import Result
 
 MEASURES = ("src/pretrain/data/curation",)
-COPIES = 2
 
 
 def pages() -> list[bytes]:
     """Return the pages."""
     files = sorted((assets() / "curation/html_articles/html").iterdir())
-    return [
-        gzip.decompress(path.read_bytes()).replace(b"<p>", b"<p>Copy %d. " % copy, 1)
-        for copy in range(COPIES)
-        for path in files
-    ]
+    return [gzip.decompress(path.read_bytes()) for path in files]
 
 
 def write_crawl(path: Path) -> int:
@@ -164,7 +159,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round, nothing saved")
     given = parser.parse_args()
     rounds = 1 if given.quick else given.rounds
-    result = Result("curation_web_speed", typed(), {"rounds": rounds, "pages": 181 * COPIES})
+    result = Result("curation_web_speed", typed(), {"rounds": rounds, "pages": 181})
     with tempfile.TemporaryDirectory() as name:
         compare(result, Path(name), rounds)
     result.finish(keep=not given.quick)
