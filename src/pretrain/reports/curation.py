@@ -163,7 +163,8 @@ def _rules(sources: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
                 Cell(f'<code style="white-space: nowrap">{escaped(rule)}</code>'),
                 _three(counts["removed"][rule]),
                 *map(_three, each),
-                _about(rule),
+                # on a narrow screen the table scrolls; without a width this column would make each row many lines high
+                Cell(f'<span style="display: inline-block; min-width: 16em">{escaped(_about(rule))}</span>'),
             ]
         )
     rest = [] if len(sources) <= SOURCES else [f"and {len(sources) - SOURCES} smaller sources, in the column of all"]
