@@ -47,8 +47,8 @@ def draw() -> str:
         for line in lines:
             parts += _curve(line, lambda rate, left=left: left + x_of(math.log2(rate)), y_of)
     for number, (width, color) in enumerate(COLORS.items()):
-        parts.append(_text(LEFT + 8 + 82 * number, TOP + HEIGHT + 46, f"\u25cf width {width}", color))
-    parts.append(_text(LEFT + 8 + 82 * 4 + 20, TOP + HEIGHT + 46, "by learning rate; the ring is the best of a width"))
+        parts.append(_text(LEFT + 8 + 96 * number, TOP + HEIGHT + 46, f"\u25cf width {width}", color))
+    parts.append(_text(LEFT + 8 + 96 * 4 + 20, TOP + HEIGHT + 46, "by learning rate; the ring is the best of a width"))
     parts.append(_text(LEFT - 8, TOP - 28, "loss in nats", anchor="start"))
     about = "; ".join(
         f"{name}: " + ", ".join(f"width {line['width']} best at {line['rate']:.2g}" for line in lines)

@@ -136,15 +136,17 @@ class Workspace:
 
 
 def composed(command: Command) -> str:
-    """Return Python code that composes and checks the settings of a command, without Hydra's launchers."""
+    """Return Python code that composes and checks the settings of a command, without launchers that are not ours."""
     return f"""
 from pretrain.commands import tasks
 from pretrain.config.command_line import as_list, parse
 from pretrain.config.compose import compose, register_schemas, sweep_words
+from pretrain.config.launcher import register_plugins
 from pretrain.config.overrides import first_values, quote
 
 command = tasks._COMMANDS[{command.name!r}]
 register_schemas({command.name!r}, command.config_class)
+register_plugins()
 words = as_list({command.overrides!r}, command.positional)
 given = parse([quote(word, command.free_text) for word in words])
 words = [word for word in given.overrides if not word.lstrip("+").startswith("hydra")]

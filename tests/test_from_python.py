@@ -69,6 +69,7 @@ def test_python_values_are_the_settings_that_the_command_line_reads():
         ([], {"trainer": {"max_step": 3}}, r"trainer\.max_step is not a setting\. Did you mean trainer\.max_steps\?"),
         ([], {"seed": "many"}, "seed=many does not fit"),
         (["-m"], {}, r"'-m' is no setting\. Flags are arguments here, .* a sweep is a loop over calls"),
+        ([], {"search": "gpt_nano"}, r"search=gpt_nano starts many runs, .* Type: .*train.* search=gpt_nano"),
         ([], {"config_dir": "nowhere"}, "--config-dir nowhere is no folder"),
         ([], {"config_name": "trian"}, "--config-name trian names no file of settings. Did you mean train"),
     ],

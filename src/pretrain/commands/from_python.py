@@ -119,6 +119,8 @@ def _train(words: list[str], config_dir: str | Path | None, config_name: str | N
                 f'{word!r} is no setting. Flags are arguments here, as in train(config_dir="my_configs"), and a sweep '
                 "is a loop over calls."
             )
+        if word.lstrip("+").startswith("search="):
+            raise ConfigError(f"{word} starts many runs, and pretrain.train() is one. Type: {command('train')} {word}")
         refuse_idle_setting(word)
     words = [with_current_name(word) for word in words]
     sys.argv[1:] = words  # the run records its command line
