@@ -67,9 +67,8 @@ class RunConfig(Settings):
         16, "Rows of one optimizer step, over all devices and micro-batches.", bounds=f"[1, {1 << 20}]", unit="rows"
     )
     micro_batch_size: int | str | None = setting(
-        None, "Rows of one forward pass on one device; null: batch_size over all devices; auto: what fits the GPU.",
-        unit="rows", example=8,
-    )  # fmt: skip
+        None, "Rows of a forward pass on a device; null: all of its step; auto: what a GPU holds.", unit="rows"
+    )
     batch_warmup_tokens: int | None = setting(
         None, "Tokens over which the batch grows, linearly in tokens, from batch_warmup_rows to batch_size.",
         bounds="[1, inf)", unit="tokens", example=1000000,

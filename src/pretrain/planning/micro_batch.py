@@ -50,7 +50,7 @@ def largest_micro_batch(config: PlanConfig, target: Target) -> tuple[PlanConfig,
             planned = forecast(sized, target, simulate=True)
         if planned.peak <= limit and (planned.simulated is not None or not config.dry_run):
             line = f"micro_batch_size={rows} of auto: {gib(planned.peak)} of {gib(target.hardware.memory)}"
-            return sized, f"{line}, {sized.accumulation_steps()} micro-batches a step"
+            return sized, f"{line}, accumulation {sized.accumulation_steps()}"
     raise ConfigError(
         f"micro_batch_size=auto: not even one row of model.context_length={config.model.context_length} fits "
         f"{USABLE:.0%} of {gib(target.hardware.memory)}. Try parallel.activation_checkpointing=true or "
