@@ -7,7 +7,7 @@ import socket
 import sys
 
 
-def send(connection, request, files):
+def send(connection: socket.socket, request: "dict[str, object]", files: "list[int]") -> None:
     """Send a request with the standard input, output and error of the process that it asks for."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
     text = json.dumps(request).encode() + b"\n"
@@ -15,7 +15,7 @@ def send(connection, request, files):
     connection.sendall(text[sent:])
 
 
-def line(connection):
+def line(connection: socket.socket) -> bytes:
     """Return the next answer: the number of the process or its exit code, and the seconds of processors it used."""
     text = b""
     while not text.endswith(b"\n") and (more := connection.recv(1)):
@@ -23,7 +23,7 @@ def line(connection):
     return text or b"-9 0"
 
 
-def main():
+def main() -> None:
     """Run this command in a fork of the server to its end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(os.environ["FORK_SERVER"])

@@ -21,9 +21,11 @@ def command(*words: str, script: str = "train") -> list[str]:
     return [sys.executable, str(ROOT / "src" / f"{script}.py"), *words]
 
 
-def call(*words: str, script: str = "train", cwd: Path) -> subprocess.CompletedProcess[str]:
+def call(
+    *words: str, script: str = "train", cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return forked_process.run(
-        command(*words, script=script), cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+        command(*words, script=script), cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -161,7 +163,8 @@ def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path,
     assert wrong.returncode == 2
     assert not (tmp_path / "my runs").exists()
     words.append("init_from=null,nowhere")
-    first = call(*words, cwd=tmp_path)
+    environment = os.environ | forked_process.commands(tmp_path)
+    first = call(*words, cwd=tmp_path, env=environment)
     assert first.returncode == 4, first.stderr
     rows = first.stdout.partition("\nreport: ")[0].rstrip().splitlines()[-5:]
     assert rows[0].split() == ["settings", "val/loss", "exit", "folder"]
@@ -172,7 +175,7 @@ def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path,
     settings = hparams_page(tmp_path / "my runs" / "é = $x, 😀" / "sweep")
     assert settings == ["init_from", "schedule"]  # the first five are shown, so those of the sweep are
     next(path / "report.json" for path in jobs if (path / "report.json").exists()).unlink()  # as if interrupted
-    again = call(*words, cwd=tmp_path)
+    again = call(*words, cwd=tmp_path, env=environment)
     assert again.stdout.count("finished before") == 1
     assert again.stdout.count("resuming my runs/é = $x, 😀/sweep/") == 1
     assert again.stdout.count("Report") == 1
