@@ -139,7 +139,7 @@ def compare(result: "Result", folder: Path, rounds: int) -> None:
                 peers.remove(peer)
                 continue
             speeds[peer].append(megabytes / seconds)
-        print(number, {name: round(values[-1], 2) for name, values in speeds.items()}, flush=True)
+        print(number, {name: round(values[-1], 2) for name, values in speeds.items() if values}, flush=True)
     _, _, peak = measured("trafilatura", str(crawl), str(folder / "two"), "2", script=__file__)
     peaks["two workers, trafilatura"] = round(peak)
     for kind in kinds:

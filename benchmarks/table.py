@@ -427,6 +427,15 @@ def language_identification(result: dict[str, Any]) -> str:
     return f"{markdown(('language', *kinds), rows)}\n\n{note}"
 
 
+def curation_web_speed(result: dict[str, Any]) -> str:
+    """Return the comparisons of the whole chain, and the peak memory."""
+    peaks = result["figures"]["peak MiB of the largest process"]
+    memory = markdown(
+        ("how", "peak memory of the largest process"), [(how, f"{each} MiB") for how, each in peaks.items()]
+    )
+    return f"{comparisons(result)}\n\n{memory}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others have comparisons
     "quality": quality,
     "nano_models": nano_models,
@@ -450,6 +459,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "curation_agreement": curation_agreement,
     "personal_data": personal_data,
     "curation_speed": curation_speed,
+    "curation_web_speed": curation_web_speed,
     "curation_worth": curation_worth,
     "extraction": extraction,
     "language_identification": language_identification,
