@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import forked_process
 import pytest
 
 from pretrain.config import registry
@@ -167,7 +166,7 @@ def test_a_sweep_runs_every_job_once_and_shows_the_table(tmp_path: Path, own: Pa
 
     def ran() -> subprocess.CompletedProcess[str]:
         (tmp_path / "ran.txt").write_text("")
-        return forked_process.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
 
     first = ran()
     assert first.returncode == 3, first.stderr
@@ -229,6 +228,6 @@ def test_a_signal_as_the_last_job_ends_ends_the_sweep_too(tmp_path: Path) -> Non
         SCRIPT.replace("    if config.seed == 2:", f"    {signals}    if config.seed == 2:")
     )
     command = [sys.executable, "mine.py", "-m", "seed=1"]
-    found = forked_process.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (found.returncode, found.stderr) == (130, "Interrupted: the sweep was interrupted; type it again to go on\n")
     assert len(list((tmp_path / "logs" / "sweep").glob("*/report.json"))) == 1

@@ -2,11 +2,11 @@
 
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import forked_process
 import pytest
 from tiny_run import TinyRun
 
@@ -63,7 +63,7 @@ def run_forget(corpus: Path, tiny: TinyRun, *more: str, code: int = 0) -> str:
     """Return what `forget.py` prints."""
     command = [sys.executable, str(SCRIPTS / "forget.py"), f"path={corpus}", f"paths.cache_dir={tiny.folder}/cache",
                f"paths.logs_dir={tiny.folder}/logs", *more]  # fmt: skip
-    done = forked_process.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
 

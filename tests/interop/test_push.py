@@ -4,12 +4,12 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import forked_process
 import pytest
 from families import shape
 from hub_server import HubServer, Repository, hub_server
@@ -143,7 +143,7 @@ def test_the_command_pushes_and_a_refused_token_ends_with_code_4(run: Path, tmp_
         for token, code in (("hf_secret", 4), (hub.token, 0)):
             environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
             environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
-            done = forked_process.run(
+            done = subprocess.run(
                 [*command, f"output=out{code}"], cwd=tmp_path, env=environment, capture_output=True, text=True
             )
             assert done.returncode == code, done.stderr

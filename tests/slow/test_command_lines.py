@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import forked_process
 import pytest
 import yaml
 
@@ -21,11 +20,9 @@ def command(*words: str, script: str = "train") -> list[str]:
     return [sys.executable, str(ROOT / "src" / f"{script}.py"), *words]
 
 
-def call(
-    *words: str, script: str = "train", cwd: Path, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return forked_process.run(
-        command(*words, script=script), cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
+def call(*words: str, script: str = "train", cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words, script=script), cwd=cwd, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -163,8 +160,7 @@ def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path,
     assert wrong.returncode == 2
     assert not (tmp_path / "my runs").exists()
     words.append("init_from=null,nowhere")
-    environment = os.environ | forked_process.commands(tmp_path)
-    first = call(*words, cwd=tmp_path, env=environment)
+    first = call(*words, cwd=tmp_path)
     assert first.returncode == 4, first.stderr
     rows = first.stdout.partition("\nreport: ")[0].rstrip().splitlines()[-5:]
     assert rows[0].split() == ["settings", "val/loss", "exit", "folder"]
@@ -175,7 +171,7 @@ def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path,
     settings = hparams_page(tmp_path / "my runs" / "é = $x, 😀" / "sweep")
     assert settings == ["init_from", "schedule"]  # the first five are shown, so those of the sweep are
     next(path / "report.json" for path in jobs if (path / "report.json").exists()).unlink()  # as if interrupted
-    again = call(*words, cwd=tmp_path, env=environment)
+    again = call(*words, cwd=tmp_path)
     assert again.stdout.count("finished before") == 1
     assert again.stdout.count("resuming my runs/é = $x, 😀/sweep/") == 1
     assert again.stdout.count("Report") == 1
@@ -212,7 +208,7 @@ def test_a_user_may_write_a_package_of_presets_and_classes(tmp_path: Path):
         "register('schedule', StepsConfig)\n"
         "main('train', RunConfig, lambda config, words: print(config.schedule.lr_multiplier(25, 100)))\n"
     )
-    found = forked_process.run(
+    found = subprocess.run(
         [sys.executable, str(script), "schedule=steps", "schedule.warmup_steps=0"],
         capture_output=True, text=True, timeout=60, check=False, env=os.environ,
     )  # fmt: skip

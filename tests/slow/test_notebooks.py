@@ -1,10 +1,11 @@
 """Every notebook runs completely at small size, and its text matches its output."""
 
+import os
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
-import forked_process
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -87,8 +88,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PRETRAIN_NOTEBOOK_STEPS", "3")
     monkeypatch.setenv("PRETRAIN_NOTEBOOK_LOGS", str(tmp_path))
     monkeypatch.setenv("PRETRAIN_NOTEBOOK_RATES", "0.001,0.01")
-    for name, value in forked_process.commands(tmp_path).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

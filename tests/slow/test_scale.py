@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forked_process
 import pytest
 from job import ROOT
 
@@ -18,7 +17,7 @@ WORDS = [
 
 def scaled(folder: Path, corpus: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "src" / "scale.py"), *WORDS, f"data.path={corpus}", *words]
-    return forked_process.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
 
 
 @pytest.mark.long

@@ -259,7 +259,7 @@ def test_a_run_whose_reader_is_killed_ends_at_once_and_goes_on_when_asked(text: 
             reader.kill()
             killed_s = time.monotonic()
             _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - killed_s < 15
+    assert time.monotonic() - killed_s < 30
     assert process.returncode == 6
     assert "the process that reads the corpus was lost (SIGKILL)" in errors
     assert errors.count("\n") == 1

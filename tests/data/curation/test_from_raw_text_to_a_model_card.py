@@ -1,10 +1,10 @@
 """Real text of four kinds: one command to a corpus, one to a model, and the card of the model says where it is from."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
-import forked_process
 import pytest
 
 from pretrain.data.curation.manifest import read_manifest
@@ -16,7 +16,7 @@ ASSETS = Path(os.environ.get("PRETRAIN_ASSETS", ""))
 def run(script: str, *words: str) -> str:
     """Return what a command prints."""
     command = [sys.executable, str(ROOT / "src" / script), *words]
-    done = forked_process.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
