@@ -110,7 +110,6 @@ def _become(request: dict[str, Any]) -> None:
         os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.executable = os.environ.get("FORKED_PYTHON", sys.executable)  # of the jobs of a sweep
     paths = [path for path in request["environment"].get("PYTHONPATH", "").split(os.pathsep) if path]
     _, first, *rest = request["words"]
     start_ranks_by_fork(pytest.MonkeyPatch())

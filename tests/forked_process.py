@@ -7,9 +7,11 @@ the ranks that torch's launchers start are forks too. What a test says of starti
 
 from __future__ import annotations
 
+import array
 import atexit
 import functools
 import inspect
+import json
 import os
 import select
 import shutil
@@ -20,10 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from forked_command import line, send
-
 SERVER = Path(__file__).with_name("fork_server.py")
-COMMAND = Path(__file__).with_name("forked_command.py")
 
 
 class ForkedProcess(subprocess.Popen[str]):
@@ -47,7 +46,7 @@ class ForkedProcess(subprocess.Popen[str]):
         made = {pipe for pipe, end in zip(pipes, ours, strict=True) if end >= 0} | {getattr(self, "_devnull", -1)}
         for file in made - {-1}:
             os.close(file)
-        self.pid = int(line(self._connection).split()[0])
+        self.pid = int(_answer(self._connection).split()[0])
         self._child_created = True
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
@@ -60,7 +59,7 @@ class ForkedProcess(subprocess.Popen[str]):
 
     def _ended(self, timeout: float | None) -> int | None:
         if self.returncode is None and select.select([self._connection], [], [], timeout)[0]:
-            code, seconds = line(self._connection).split()
+            code, seconds = _answer(self._connection).split()
             self.returncode, self.processor_s = int(code), float(seconds)
             self._connection.close()
         return self.returncode
@@ -109,7 +108,10 @@ class _Server:
         """Return the connection on which the server tells the process's number, and later its exit code."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(self.address)
-        send(connection, request, files)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
+        text = json.dumps(request).encode() + b"\n"
+        sent = connection.sendmsg([text], rights)
+        connection.sendall(text[sent:])
         return connection
 
     def end(self) -> None:
@@ -128,13 +130,9 @@ def _server() -> _Server:
     return server
 
 
-def commands(folder: Path) -> dict[str, str]:
-    """Write a `python` into a folder that forks the server; return the variables by which commands find it.
-
-    A sweep that is forked in this environment forks its jobs, too. No signal reaches what such a `python` runs.
-    """
-    shim = folder / "python"
-    shim.write_text(f"#!{sys.executable} -SE\n{COMMAND.read_text()}")
-    shim.chmod(0o755)
-    found = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "FORKED_PYTHON": str(shim)}
-    return found | {"FORK_SERVER": _server().address}
+def _answer(connection: socket.socket) -> bytes:
+    """Return the next answer: the number of the process or its exit code, and the seconds of processors it used."""
+    text = b""
+    while not text.endswith(b"\n") and (more := connection.recv(1)):
+        text += more
+    return text or b"-9 0"
