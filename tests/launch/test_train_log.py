@@ -63,6 +63,23 @@ def _end_with(error: BaseException, folder: Path) -> None:
         raise error
 
 
+def test_a_stream_that_returns_no_count_is_copied_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class WorkerStream:  # as those of Ray's workers
+        def write(self, text: str) -> None:
+            said.append(text)
+
+        def flush(self) -> None:
+            pass
+
+    said = list[str]()
+    monkeypatch.setattr(sys, "stdout", WorkerStream())
+    with copied_output() as log:
+        log.open(tmp_path, rank=0)
+        print("from a worker")
+    assert "".join(said) == "from a worker\n"
+    assert lines(tmp_path / "train.log") == ["from a worker"]
+
+
 def test_the_error_that_ends_a_run_is_its_last_line_and_a_resume_appends(tmp_path: Path):
     for error, message in (
         (ConfigError("too\nmuch"), ["ConfigError: too", "  much"]),

@@ -90,12 +90,12 @@ class _Copied:
 
     def write(self, text: str) -> int:
         """Write a text to the terminal, and its complete lines to the log."""
-        count = self.stream.write(text)
+        self.stream.write(text)  # the stream of a notebook or of a cluster's worker may return nothing
         *lines, partial = (self._partial + text).split("\n")
         if lines:
             self._log.write("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines))
         self._partial = partial[partial[:-1].rfind("\r") + 1 :][-_MAX_LINE:]  # the last \r may be of a line's end
-        return int(count)
+        return len(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
