@@ -40,6 +40,7 @@ def sweep(folder: Path, corpus: Path, *words: str) -> list[list[str]]:
     table = found.stdout.rpartition("val/loss  exit")[2]
     rows = [row.lstrip("* ").split() for row in table.splitlines()[1:]]
     # Ray's workers may still print among them, and the line of the report follows
+    rows = [row for row in rows if "_run_job" not in " ".join(row)]
     return [row for row in rows if row and row[-1].startswith("logs/sweep/") and row[0] != "report:"]
 
 

@@ -208,3 +208,8 @@ def test_the_commands_to_type_next_are_typed_as_they_stand(tiny, monkeypatch: py
     monkeypatch.chdir(tiny.folder)
     monkeypatch.setattr(sys, "argv", [str(mine)])  # one that registers plugins
     assert [command[1] for command in commands()] == [str(beside), "--logdir", "my script.py"]
+    worker = tiny.folder / "site-packages" / "default_worker.py"  # that of a cluster's library
+    worker.parent.mkdir()
+    worker.touch()
+    monkeypatch.setattr(sys, "argv", [str(worker)])
+    assert [Path(command[1]).name for command in commands()] == ["generate.py", "--logdir", "train.py"]

@@ -160,7 +160,8 @@ def go_on(folder: str, words: list[str]) -> list[str]:
 def _program(name: str) -> list[str]:
     """Return what to type for a command: the script that ran or the one beside it, or the installed command."""
     ran = Path(sys.argv[0])
-    own = ran.suffix == ".py" and ran.name != "__main__.py" and ran.is_file()  # not that of a notebook or a package
+    # not that of a notebook, a package or a worker of a cluster
+    own = ran.suffix == ".py" and ran.name != "__main__.py" and ran.is_file() and "site-packages" not in ran.parts
     script = ran if own and name == "train" else ran.with_name(f"{name}.py")
     if own and script.is_file():
         return ["python", _from_here(script)]
