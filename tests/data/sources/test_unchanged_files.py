@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,8 +65,8 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
     opened = preparing._open
 
     def happen(change: Callable[[], object]) -> None:
-        def changed(data: DataConfig):
-            found = opened(data)
+        def changed(*arguments: Any) -> Any:
+            found = opened(*arguments)
             change()
             return found
 
