@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64_000_000
 _PARTS = ("train", "validation", "tokenizer", "done.json")  # of a folder of the cache, which may hold more
 _FILE = re.compile(
-    r"(train|validation)/(manifest\.json|shards/[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.(tok|idx|names))"
+    r"(train|validation)/(manifest\.json|annotations\.bin|targets\.bin|shards/[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.(tok|idx|names))"
     r"|tokenizer/[a-z_]{1,40}\.(json|jinja)|done\.json"
 )
 
@@ -71,6 +71,7 @@ def write_prepared(output: Path, stores: Path, validation_fraction: float) -> Pr
             return _same(output, Store(stores / "train"), validation_fraction)
         _clear(output)
         files = [path for part in _PARTS for path in _files_below(stores / part)]
+        files = [path for path in files if _FILE.fullmatch(path.relative_to(stores).as_posix())]  # no plans of rows
         for path in files:
             _link(path, output / path.relative_to(stores))
         store = Store(output / "train")
@@ -155,7 +156,7 @@ def _files_below(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
     elif path.is_dir():
-        yield from (each for each in sorted(path.rglob("*")) if each.is_file() and not each.name.startswith("."))
+        yield from (each for each in sorted(path.rglob("*")) if each.is_file())
 
 
 def _link(source: Path, target: Path) -> None:
