@@ -111,7 +111,7 @@ def read_prepared(folder: Path) -> PreparedManifest:
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{printable(str(folder))} holds no finished token stores: it has no {MANIFEST}. Name the folder that "
-            "prepare.py wrote with output=<folder>, or give that command again: it writes it anew."
+            "prepare.py wrote with output=<folder>."
         ) from None
     except (OSError, ValueError) as error:
         reason = printable(" ".join(str(error).split()), one_line=True)[:400]
