@@ -50,6 +50,7 @@ NEEDS = {
     "data=mixture": ["data.sources={b: {kind: python_docs, weight: 1}, a: {kind: text_files, path: x, weight: 0.1}}"],
     "data=hugging_face": ["data.path=x"],
     "data=curated": ["data.path=x"],
+    "data=prepared": ["data.path=x"],
     "data=pairs": ["data.path=x"],
     "data=chat": ["data.path=x"],
     "data=labelled": ["data.path=x", "objective=classify"],

@@ -69,6 +69,7 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
     """Prepare the tokenizer and the token stores of every source, and print their totals."""
     from pretrain.data.prepare import finish_stream
     from pretrain.data.prepare import prepare as prepare_corpus
+    from pretrain.data.token_store.prepared_folder import write_prepared
 
     prepared = prepare_corpus(config.data, config.tokenizer, Path(config.paths.cache_dir))
     finish_stream(prepared, config.data)
@@ -89,6 +90,10 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
                     f"{store.text_bytes / max(1, store.n_tokens):.2f} bytes a token; every file verified"
                 )
                 print(printable(line))
+    if config.output is not None:
+        write_prepared(Path(config.output).expanduser(), prepared.corpora[""].folder, config.data.validation_fraction)
+        line = f"{config.output}; to train on it: {command('train')} data=prepared data.path={config.output}"
+        print(printable(f"written     {line}", one_line=True))
 
 
 def curate(config: CurateConfig, overrides: list[str]) -> None:
@@ -150,7 +155,9 @@ def forget(config: ForgetConfig, overrides: list[str]) -> None:
     request = Request(config.id, config.url, config.domain, config.text, config.file)
     finish_forgetting(folder)
     found = find_documents(folder, request)
-    stores = stores_that_hold(found.ids, Path(config.paths.cache_dir))
+    stores = stores_that_hold(
+        found.ids, Path(config.paths.cache_dir), [Path(each).expanduser() for each in config.exports]
+    )
     roots = [Path(config.paths.logs_dir), *map(Path, config.exports)]
     for line in lines_of(found, stores, readers(found.ids, stores, roots, Path(config.paths.cache_dir))):
         print(printable(line, one_line=True))

@@ -100,7 +100,10 @@ class ForgetConfig(Settings):
     delete_stores: bool = setting(
         False, "Delete cached tokens of the documents too; runs on them can no longer be resumed exactly."
     )
-    exports: list[str] = setting(default_factory=list, about="Folders with exported models, beside paths.logs_dir.")
+    exports: list[str] = setting(
+        default_factory=list,
+        about="Folders with exported models or prepared stores, beside paths.logs_dir and paths.cache_dir.",
+    )
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
 

@@ -32,6 +32,7 @@ from pretrain.data.config import (
 )
 from pretrain.data.curation.config import SOURCE_KINDS
 from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig, RelatedTextsConfig
+from pretrain.data.prepared_config import PreparedConfig, PreparedTokenizerConfig
 from pretrain.errors import ConfigError, nearest, printable
 from pretrain.evaluation.task import TaskConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
@@ -76,13 +77,14 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
         TextFilesConfig,
         HuggingFaceConfig,
         CuratedConfig,
+        PreparedConfig,
         MixtureConfig,
         PairsConfig,
         ChatConfig,
         LabelledTextConfig,
         RelatedTextsConfig,
     ),
-    "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig),
+    "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig, PreparedTokenizerConfig),
     "optimizer": (AdamWConfig, MuonConfig, StableAdamWConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
     "callback": (

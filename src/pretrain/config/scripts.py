@@ -9,8 +9,10 @@ from omegaconf import MISSING
 
 from pretrain.config.registry import with_typed_sources
 from pretrain.config.setting import Settings, plugins_setting, setting
-from pretrain.data.config import DataConfig, TokenizerConfig
+from pretrain.data.config import DataConfig, MixtureConfig, Mode, TokenizerConfig
+from pretrain.data.prepared_config import PreparedConfig
 from pretrain.errors import ConfigError
+from pretrain.files.object_storage import refuse_address
 from pretrain.training.config import PathsConfig, SavedWeights
 
 # the hub's rule for names: https://huggingface.co/docs/huggingface_hub/package_reference/hf_api
@@ -23,12 +25,43 @@ class PrepareConfig(Settings):
 
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
+    output: str | None = setting(
+        None, "Also write stores and tokenizer to this folder, which data=prepared reads on any machine; null: only to "
+        "the cache.", example="my_store",
+    )  # fmt: skip
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.data = with_typed_sources(self.data)
+        if self.output is not None:
+            self._check_output()
+
+    def _check_output(self) -> None:
+        """Raise ConfigError for an output that is no folder here, and for data without one pair of stores."""
+        data, output = self.data, f"output={self.output}"
+        refuse_address("output", self.output, "Try output=my_store, and copy it there, manifest.json last.")
+        if data.mode is Mode.stream:
+            raise ConfigError(
+                f"{output} takes finished token stores, and data.mode=stream tokenizes during a run. Try "
+                "data.mode=prepare."
+            )
+        if isinstance(data, MixtureConfig):
+            raise ConfigError(
+                f"{output} takes the stores of one source, and data.kind=mixture has several. Prepare each with one "
+                "tokenizer, such as tokenizer=gpt2, and mix the folders: data.sources.<name>.kind=prepared."
+            )
+        if isinstance(data, PreparedConfig):
+            raise ConfigError(
+                f"{output} takes what is tokenized now, and data.path={data.path} holds finished token stores. Copy "
+                "that folder instead, manifest.json last, and leave output out."
+            )
+        if data.annotated:
+            raise ConfigError(
+                f"{output} takes text for pre-training, and data.kind={data.kind} is for fine-tuning: its files are "
+                "small, and are prepared where they are read. Leave output out."
+            )
 
 
 @dataclass

@@ -351,7 +351,7 @@ class TokenizerConfig(Settings):
     """
 
     prefix: ClassVar[str] = "tokenizer."
-    trains: ClassVar[bool] = False  # learned from the corpus
+    trains: ClassVar[bool] = False  # learned from the corpus, or comes with it
     kind: str = "?"
 
     def load(self) -> Tokenizer:

@@ -14,6 +14,7 @@ from pretrain.data.config import DataConfig, Mode, TokenizerConfig, errors_of
 from pretrain.data.fine_tuning_config import ChatConfig
 from pretrain.data.mixture import MixtureDataset, OwnOrder, mixture_dataset
 from pretrain.data.progress import Progress
+from pretrain.data.sources.prepared_stores import PreparedStores, tokenizer_of
 from pretrain.data.sources.remote_corpus import on_this_machine
 from pretrain.data.sources.source import Source
 from pretrain.data.streaming.corpus import Stream
@@ -116,11 +117,12 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> 
     if not all(part.is_local() for part in data.parts().values()):
         return None  # the newest commit can be looked up on the hub only, a manifest in its storage only
     sources = _open(data, cache, report=lambda line: None)
-    if tokenizer.trains and not (_tokenizer_folder(sources, tokenizer, cache) / _TRAINED).exists():
+    has_one = any(source.stores for source in sources.values())
+    if tokenizer.trains and not has_one and not (_tokenizer_folder(sources, tokenizer, cache) / _TRAINED).exists():
         return None
     trained = _with_chat_template(_cached_tokenizer(sources, tokenizer, cache, report=lambda line: None), data)
     for source in sources.values():
-        folder = _store_folder(source, trained, cache)
+        folder = source.stores or _store_folder(source, trained, cache)
         streamed = source.config.mode is Mode.stream
         if not (folder.exists() and Ledger(folder).eras if streamed else (folder / "done.json").exists()):
             return None
@@ -154,7 +156,7 @@ def _naming(source: str, report: Report) -> Report:
 
 def _corpus(source: Source, tokenizer: Tokenizer, cache: Path, report: Report) -> Corpus:
     """Return the stores of one source."""
-    data, folder = source.config, _store_folder(source, tokenizer, cache)
+    data, folder = source.config, source.stores or _store_folder(source, tokenizer, cache)
     if data.mode is Mode.stream:
         return _begin_stream(folder, source, tokenizer, report)
     if not (folder / "done.json").exists():
@@ -232,7 +234,9 @@ def _begin_stream(folder: Path, source: Source, tokenizer: Tokenizer, report: Re
 
 
 def _cached_tokenizer(sources: dict[str, Source], config: TokenizerConfig, cache: Path, report: Report) -> Tokenizer:
-    """Return the tokenizer; if trained, on the training documents of all sources alone."""
+    """Return the tokenizer, of prepared stores if there are any; if trained, on all sources' training documents."""
+    if stored := [source for source in sources.values() if isinstance(source, PreparedStores)]:
+        return tokenizer_of(stored, config)
     if not config.trains:
         return config.load()
     folder = _tokenizer_folder(sources, config, cache)

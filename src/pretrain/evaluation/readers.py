@@ -55,17 +55,22 @@ class Reader:
     exports: list[Path] = field(default_factory=list)
 
 
-def stores_that_hold(ids: frozenset[str], cache: Path) -> list[HeldStore]:
-    """Return the token stores with documents of these names; damaged ones are passed over."""
+def stores_that_hold(ids: frozenset[str], cache: Path, exports: Sequence[Path] = ()) -> list[HeldStore]:
+    """Return the token stores with documents of these names, of the cache and below `exports`.
+
+    Damaged ones are passed over.
+    """
     found = []
-    for path in sorted((cache / "stores").glob("*/**/shards")):
+    copies = [path for folder in (cache / "remote" / "stores", *exports) for path in folder.glob("**/shards")]
+    for path in sorted({*(cache / "stores").glob("*/**/shards"), *copies}):
         try:
             store = Store(path.parent)
             held = [number for number in range(store.n_documents) if store.document_name(number) in ids]
         except DataError:
             continue
         if held:
-            corpus = cache / "stores" / path.relative_to(cache / "stores").parts[0]
+            inside = path.is_relative_to(cache / "stores")
+            corpus = cache / "stores" / path.relative_to(cache / "stores").parts[0] if inside else path.parents[1]
             found.append(HeldStore(corpus, store, np.array(held, np.int64)))
     return found
 

@@ -40,8 +40,8 @@ def mask_id_of(vocabulary: Vocabulary, objective: str) -> int:
     if vocabulary.mask_id is None:
         raise ConfigError(
             f"objective={objective} needs a tokenizer with a mask token, and this one has none. "
-            "Try tokenizer=bpe; tokenizer.mask_token='[MASK]', which adds one to a pretrained tokenizer; or "
-            "objective=causal."
+            "Try tokenizer=bpe; tokenizer.mask_token='[MASK]', which adds one to a pretrained tokenizer before text is "
+            "prepared; or objective=causal."
         )
     return vocabulary.mask_id
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from pathlib import Path
 from typing import Any
 
 from pretrain.data.config import DataConfig
@@ -56,6 +57,7 @@ class Source:
     `resume_token()`, for which `read()` takes the position.
     """
 
+    stores: Path | None = None  # the folder of finished token stores and their tokenizer, of a source without text
     without_duplicates = False  # whether no text stands in it twice, so that none is looked for
 
     def __init__(self, config: DataConfig) -> None:
