@@ -68,9 +68,10 @@ def is_module(package: str, name: str) -> bool:
 
 
 def level(module: str) -> int:
-    """Return the line of a module in the list: its own, else that of its package."""
+    """Return the line of a module in the list: its own, else that of the nearest package around it."""
     rows = {name: number for number, names in enumerate(LAYERS) for name in names}
-    return rows.get(".".join(module.split(".")[:2]), rows.get(module.split(".")[0], -1))
+    parts = module.split(".")
+    return next((rows[name] for end in range(len(parts), 0, -1) if (name := ".".join(parts[:end])) in rows), -1)
 
 
 FILES = sorted((SOURCE / "pretrain").rglob("*.py"))

@@ -6,9 +6,7 @@ the rule has a lower threshold too. Source: Wenzek et al. 2020, https://arxiv.or
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any
 
 from pretrain.data.curation.engine import Counts, Stage, Task
 from pretrain.data.curation.quality import QualityConfig
@@ -18,21 +16,6 @@ from pretrain.errors import DataError, printable
 BITS_VERSION = 1  # increase when the bits of a text change
 
 
-class CheckpointReader(Protocol):
-    """What `pretrain.evaluation.checkpoint_bits` offers."""
-
-    def checkpoint_record(self, path: str, device: str) -> dict[str, Any]:
-        """Return what the manifest says of a checkpoint, the hash of its weights among it."""
-
-    def bits_per_byte(self, path: str, device: str) -> Callable[[list[str]], list[float]]:
-        """Return what scores texts."""
-
-
-def _reader() -> CheckpointReader:
-    # Models stand above the data, so nothing here imports them: this stage alone finds one, when it is asked for.
-    return cast(CheckpointReader, import_module("pretrain.evaluation.checkpoint_bits"))
-
-
 def bits_stage(config: QualityConfig, known: dict[str, str], units: int) -> list[Stage]:
     """Return the stage, and add its folder to `known`; none without a checkpoint.
 
@@ -40,8 +23,10 @@ def bits_stage(config: QualityConfig, known: dict[str, str], units: int) -> list
     """
     if config.checkpoint is None:
         return []
+    from pretrain.evaluation.checkpoint_bits import checkpoint_record  # here: it loads torch
+
     settings = {"path": config.checkpoint, "device": config.device, "characters": config.characters}
-    settings["record"] = _reader().checkpoint_record(config.checkpoint, config.device)
+    settings["record"] = checkpoint_record(config.checkpoint, config.device)
     stage = Stage("bits", measure_bits, units, BITS_VERSION, settings, {"read": known["read"]})
     known["bits"] = stage.folder
     return [stage]
@@ -54,13 +39,15 @@ def bits_record(config: QualityConfig, stage: Stage) -> dict[str, Any]:
 
 def measure_bits(task: Task) -> Counts:
     """Write the bits per byte of the beginning of each document of a unit. Raises DataError for other weights."""
-    settings, reader = task.settings, _reader()
+    from pretrain.evaluation.checkpoint_bits import bits_per_byte, checkpoint_record
+
+    settings = task.settings
     path, device, characters = settings["path"], settings["device"], settings["characters"]
-    if reader.checkpoint_record(path, device) != settings["record"]:
+    if checkpoint_record(path, device) != settings["record"]:
         raise DataError(
             f"quality.checkpoint={printable(path)} has other weights than when this curation began. Name one "
             "checkpoint of the run, such as <run>/checkpoints/step-00001000."
         )
-    score = reader.bits_per_byte(path, device)
+    score = bits_per_byte(path, device)
     write_scores(task, SCORES["bits"], lambda texts: score([text[:characters] for text in texts]))
     return {}
