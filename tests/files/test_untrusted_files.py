@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpoint import read as checkpoint
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.cli import main
 from pretrain.config.registry import choices, groups
@@ -23,7 +22,7 @@ from pretrain.config.scripts import ExportConfig, PrepareConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.inspect_step import rows_of_step
-from pretrain.files.records import sealed
+from pretrain.files.records import sealed, sha256_of
 from pretrain.inference.config import GenerateConfig
 from pretrain.language_model import LanguageModel
 from pretrain.training.config import CheckpointConfig, LoggingConfig, PathsConfig, TrainerConfig
@@ -51,7 +50,7 @@ def commit(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, facts in manifest["files"].items():
         path = folder / name
-        facts |= {"bytes": path.stat().st_size, "sha256": checkpoint.sha256_of(path)}
+        facts |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 

@@ -349,9 +349,3 @@ def _file_problem(folder: Path, name: str, expected: dict[str, Any]) -> str | No
     except ValueError as error:
         return f"{name} cannot be read: {error}"
     return None if sha256 == expected["sha256"] else f"{name} does not match its sha256"
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

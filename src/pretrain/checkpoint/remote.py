@@ -4,14 +4,12 @@ The layout is that of a run folder: <url>/<run>/checkpoints/step-00001200/manife
 manifest beside it belongs to an upload that was not finished, and is not seen.
 """
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,10 @@ from pretrain.checkpoint.recorded_paths import settings_of
 from pretrain.checkpoint.write import FILE_NAMES, sweep
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict
-from pretrain.errors import CheckpointError, ConfigError, printable
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.files.locks import wait_for_lock
 from pretrain.files.object_storage import RETRY_S, RemoteFolder, is_remote
-from pretrain.files.untrusted_files import open_own, parse_json
+from pretrain.files.untrusted_files import parse_json
 
 MANIFEST = "manifest.json"
 _IN_RUN = re.compile(r"(?:(?P<run>.+)/)?checkpoints/(?P<step>step-\d{8,})/(?P<file>.+)", re.DOTALL)
@@ -189,7 +188,8 @@ def local_copy(
     above, _, name = run.folder.url.rpartition("/")
     folder = cache / "remote" / hashlib.sha256(above.encode()).hexdigest()[:16] / name
     parent = folder / "checkpoints"
-    with _locked(folder):
+    with wait_for_lock(folder / "lock"):
+        parent.mkdir(exist_ok=True)
         if step is not None:
             if step not in run.checkpoints:
                 raise CheckpointError(
@@ -235,20 +235,3 @@ def recorded_settings(path: str) -> RunConfig | None:
 def local_path(path: str, cache: str | Path, report: Callable[[str], None] = lambda line: None) -> Path:
     """Return a path of this machine as it is, and for an address of an object storage its copy in the cache."""
     return local_copy(path, Path(cache), report) if is_remote(path) else Path(path)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let the processes of this machine copy to a folder one after the other."""
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        descriptor = open_own(folder / "lock", os.O_RDWR)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{printable(folder)} cannot be written: {error}. Try another paths.cache_dir=<folder>."
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

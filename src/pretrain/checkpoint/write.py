@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pretrain.checkpoint.read import FORMAT_VERSION, problem_of, read_manifest, sha256_of, step_folders
+from pretrain.checkpoint.read import FORMAT_VERSION, problem_of, read_manifest, step_folders
 from pretrain.checkpoint.safetensors_file import TensorShard, write_tensors
 from pretrain.data.tokenizers.load import NAMES
 from pretrain.errors import CheckpointError
 from pretrain.files.atomic_files import sync_to_disk
-from pretrain.files.records import sealed
+from pretrain.files.records import sealed, sha256_of
 
 FILE_NAMES = re.compile(
     r"manifest\.json|(model|ema|optimizer|random)(-rank-\d{5,})?\.safetensors|tokenizer/("

@@ -1,4 +1,4 @@
-"""JSON records: read into dataclasses with checked types and ranges, and sealed by a hash.
+"""JSON records: read into dataclasses with checked types and ranges, and sealed by a hash; hashes of files they list.
 
 Errors are ValueErrors that name the key; the caller adds the file and chooses the class of error.
 """
@@ -10,6 +10,7 @@ import typing
 from collections.abc import Hashable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 SEAL = "record_sha256"  # of the record without this key
@@ -55,6 +56,24 @@ def check_seal(record: dict[str, Any], name: str) -> None:
     """Raise ValueError if a record does not match its hash; earlier versions wrote none."""
     if SEAL in record and record[SEAL] != _hash({key: value for key, value in record.items() if key != SEAL}):
         raise ValueError(f"{name} is not as it was written: its {SEAL} is that of other contents")
+
+
+def check_format(record: Any, name: str, version: int, remedy: str = "") -> None:
+    """Raise ValueError unless a record is an object with this `format`, and of this `version`.
+
+    `remedy` is what to do about another version, without the full stop.
+    """
+    if not isinstance(record, dict) or record.get("format") != name:
+        raise ValueError(f"it has no format={name!r}")
+    if record.get("version") != version:
+        found = f"it has version={shortened(record.get('version'))}, and this release reads version {version}"
+        raise ValueError(f"{found}. {remedy}" if remedy else found)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shortened(value: object) -> str:

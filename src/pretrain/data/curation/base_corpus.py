@@ -7,7 +7,6 @@ units: its shards are further tasks of the stages that compare documents.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from pretrain.data.curation.reading import EVIDENCE
 from pretrain.data.curation.row_groups import row_groups
 from pretrain.data.curation.stages import EXACT, halves
 from pretrain.errors import ConfigError, DataError, printable
+from pretrain.files.records import sha256_of
 
 BASE_VERSION = 1
 OLDER = 1 << 62  # priority of the base corpus's documents among equal texts
@@ -133,5 +133,4 @@ def base_texts(record: Mapping[str, Any], shard: int) -> Iterator[pa.Table]:
 
 def file_entry(path: Path) -> dict[str, Any]:
     """Return size and sha256 of a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -32,6 +31,7 @@ import xxhash
 
 from pretrain.errors import CheckpointError, RankLostError
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
+from pretrain.files.records import sha256_of
 from pretrain.files.untrusted_files import read_json
 from pretrain.kernels.malloc import return_freed_memory
 from pretrain.stop_signals import keep_from_children
@@ -101,8 +101,7 @@ class Task:
         """Give the files their names, and mark the task as done."""
         files = {}
         for name, draft in self._drafts.items():
-            with draft.open("rb") as file:
-                files[name] = {"bytes": draft.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            files[name] = {"bytes": draft.stat().st_size, "sha256": sha256_of(draft)}
             sync_to_disk(draft)
             draft.replace(file_of(self.folder, self.index, name))
         sync_to_disk(self.folder)
@@ -234,8 +233,8 @@ class Workers:
     def _ready_executor(self) -> ProcessPoolExecutor:
         """Return processes that may take tasks: other ones where these have done their number.
 
-        `max_tasks_per_child` of the executor would wait forever: where one process ends while another one is idle, none
-        is started in its place (https://github.com/python/cpython/issues/115634).
+        `max_tasks_per_child` of the executor would wait forever: where one process ends while another one is idle, no
+        new one is started (https://github.com/python/cpython/issues/115634).
         """
         if self._executor is not None and not self._tasks_left:
             self._executor.shutdown(wait=True)

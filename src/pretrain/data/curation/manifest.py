@@ -5,7 +5,6 @@ It is written last, so its presence means that the corpus is complete, and holds
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import sys
@@ -20,7 +19,7 @@ import pyarrow as pa
 from pretrain import __version__
 from pretrain.data.curation.rules import DUPLICATE_RULES, rule_settings
 from pretrain.errors import DataError, printable
-from pretrain.files.records import check_seal, sealed
+from pretrain.files.records import check_format, check_seal, sealed, sha256_of
 from pretrain.files.untrusted_files import read_json
 
 FORMAT, VERSION = "pretrain corpus", 1
@@ -84,10 +83,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = read_json(path, MAX_MANIFEST_BYTES)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise ValueError(f"it has no format={FORMAT!r}")
-        if manifest.get("version") != VERSION:
-            raise ValueError(f"it has version={manifest.get('version')!r}, and this release reads version {VERSION}")
+        check_format(manifest, FORMAT, VERSION)
         check_seal(manifest, str(path))
         _check_names(manifest)
     except FileNotFoundError:
@@ -152,8 +148,7 @@ def check_shard(path: Path, shard: Mapping[str, Any]) -> None:
     try:
         size = path.stat().st_size
         if size == shard["bytes"]:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of(path)
     except OSError as error:
         raise DataError(f"{printable(str(path))} cannot be read: {error.strerror}. The manifest lists it.") from error
     if size != shard["bytes"] or digest != shard["sha256"]:

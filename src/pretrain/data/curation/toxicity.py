@@ -7,7 +7,6 @@ user's own.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pretrain.data.curation.engine import Counts, Stage, Task, counts_of
 from pretrain.data.curation.language_model import fasttext_model, model_file, one_line
 from pretrain.data.curation.score_columns import SCORES, write_scores
 from pretrain.errors import ConfigError, DataError, printable
+from pretrain.files.records import sha256_of
 from pretrain.files.untrusted_files import open_regular
 
 TOXICITY_VERSION = 1  # increase when the score of a text changes
@@ -69,8 +69,7 @@ def toxicity_stage(config: ToxicityConfig, known: dict[str, str], units: int) ->
         path = model_file(config.model, "toxicity.model")
         settings["model"] = str(path)
         _check_label(str(path), config.label)
-    with path.open("rb") as stream:
-        settings["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    settings["sha256"] = sha256_of(path)
     stage = Stage("toxicity", score_toxicity, units, TOXICITY_VERSION, settings, {"read": known["read"]})
     known["toxicity"] = stage.folder
     return [stage]

@@ -3,12 +3,9 @@
 The copy appears under its name when all of it has arrived. A copy that was interrupted goes on where it was.
 """
 
-import fcntl
 import hashlib
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,11 @@ from typing import Any
 from pretrain.data.config import CuratedConfig, DataConfig
 from pretrain.data.prepared_config import PreparedConfig
 from pretrain.data.token_store import prepared_folder
+from pretrain.data.token_store.format import storage_errors
 from pretrain.errors import CheckpointError, DataError, printable
+from pretrain.files.locks import wait_for_lock
 from pretrain.files.object_storage import RemoteFolder, is_remote
-from pretrain.files.untrusted_files import open_own
+from pretrain.files.records import sha256_of
 
 MANIFEST = "manifest.json"
 Report = Callable[[str], None]
@@ -90,7 +89,7 @@ def _local_copy(url: str, kind: _Kind, cache: Path, report: Report) -> Path:
     folder = cache / "remote" / kind.folder / name
     if folder.is_dir():
         return folder
-    with _storage_of_copies(folder), _locked(folder.with_name(f"{name}.lock")):
+    with storage_errors(cache), wait_for_lock(folder.with_name(f"{name}.lock")):
         if folder.is_dir():  # another process has copied it in the meantime
             return folder
         draft = folder.with_name(f"{name}.tmp")
@@ -137,31 +136,4 @@ def _copy(remote: RemoteFolder, draft: Path, files: Sequence[File], report: Repo
 def _is_there(draft: Path, file: File) -> bool:
     """Return whether a file is whole, as an interrupted copy may have left it."""
     path = draft / file["file"]
-    if not path.is_file() or path.stat().st_size != file["bytes"]:
-        return False
-    with path.open("rb") as opened:
-        digest: str = hashlib.file_digest(opened, "sha256").hexdigest()
-    return digest == file["sha256"]
-
-
-@contextmanager
-def _storage_of_copies(folder: Path) -> Iterator[None]:
-    """Raise CheckpointError that names the setting if the cache cannot be written to."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{printable(folder)} cannot be written: {error}. Try another paths.cache_dir=<folder>."
-        ) from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let the processes of this machine copy a corpus one after the other."""
-    descriptor = open_own(path, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    return path.is_file() and path.stat().st_size == file["bytes"] and sha256_of(path) == file["sha256"]

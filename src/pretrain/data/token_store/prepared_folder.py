@@ -8,7 +8,6 @@
 A folder without its manifest is unfinished, and the call that was interrupted writes it anew.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,17 @@ from pretrain.data.token_store.store import Store
 from pretrain.errors import CheckpointError, ConfigError, DataError, printable
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
 from pretrain.files.locks import try_lock
-from pretrain.files.records import SEAL, AtLeast, Count, check_seal, read_record, sealed, shortened
+from pretrain.files.records import (
+    SEAL,
+    AtLeast,
+    Count,
+    check_format,
+    check_seal,
+    read_record,
+    sealed,
+    sha256_of,
+    shortened,
+)
 from pretrain.files.untrusted_files import read_json
 
 FORMAT, VERSION = "pretrain prepared corpus", 1
@@ -94,13 +103,7 @@ def read_prepared(folder: Path) -> PreparedManifest:
     path = folder / MANIFEST
     try:
         manifest = read_json(path, MAX_MANIFEST_BYTES)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise ValueError(f"it has no format={FORMAT!r}")
-        if manifest.get("version") != VERSION:
-            raise ValueError(
-                f"it has version={shortened(manifest.get('version'))}, and this release reads version {VERSION}. "
-                "Prepare the text again with this release"
-            )
+        check_format(manifest, FORMAT, VERSION, "Prepare the text again with this release")
         if SEAL not in manifest:
             raise ValueError(f"it has no {SEAL}")
         check_seal(manifest, str(path))
@@ -170,9 +173,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _entry(output: Path, path: Path) -> PreparedFile:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return PreparedFile(path.relative_to(output).as_posix(), path.stat().st_size, digest)
+    return PreparedFile(path.relative_to(output).as_posix(), path.stat().st_size, sha256_of(path))
 
 
 def _clear(output: Path) -> None:
