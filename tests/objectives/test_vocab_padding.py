@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from pretrain.data.collate import IGNORE
 from pretrain.interop.load import build
 from pretrain.kernels.softcap import Softcap
-from pretrain.kernels.vocab_padding import exclude_padding, hide_padding
+from pretrain.models.interface import hide_padding
 from pretrain.objectives import loss
 from pretrain.objectives.config import CausalConfig
 from pretrain.parallel.process_group import end_process
@@ -144,6 +144,6 @@ def test_a_model_knows_its_tokens_if_the_settings_ask_for_it() -> None:
     torch.nn.init.normal_(head.weight)
     hidden = torch.randn(2, head.weight.shape[1])
     before = head(hidden)
-    exclude_padding(head, TOKENS)
+    head.n_tokens = TOKENS
     assert torch.equal(head(hidden), hide_padding(before.clone(), TOKENS))
     assert (head(hidden)[:, TOKENS:] == -torch.inf).all()

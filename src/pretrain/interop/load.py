@@ -22,7 +22,6 @@ from pretrain.errors import CheckpointError, printable
 from pretrain.files.object_storage import is_remote
 from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, fetch, is_hub_name, open_folder
 from pretrain.kernels.onednn_linear import install
-from pretrain.kernels.vocab_padding import exclude_padding
 from pretrain.models.config import ModelConfig
 from pretrain.models.interface import LanguageModule, allocate, build_model
 from pretrain.models.lora import A, B, adapted, merged
@@ -139,7 +138,7 @@ def build(shape: ModelConfig, objective: ObjectiveConfig, tokenizer: Tokenizer) 
     """Return the model of these settings on the current default device."""
     model = build_model(shape, shape.vocabulary(tokenizer.vocab_size), objective.causal, objective.n_labels)
     if shape.exclude_vocab_padding and objective.n_labels is None and model.vocab_size > tokenizer.vocab_size:
-        exclude_padding(model.head, tokenizer.vocab_size)
+        model.head.n_tokens = tokenizer.vocab_size  # see n_tokens_of of models/interface.py
     return model
 
 

@@ -78,6 +78,22 @@ def features_of(head: Any, hidden: Tensor) -> Tensor:
     return hidden if features is None else features(hidden)
 
 
+def n_tokens_of(head: object) -> int | None:
+    """Return the number of ids that a head predicts, from 0 on; None where that is every row of its matrix.
+
+    The rows behind them are padding of the vocabulary, which `model.exclude_vocab_padding` leaves out.
+    """
+    n_tokens = getattr(head, "n_tokens", None)
+    return n_tokens if isinstance(n_tokens, int) else None
+
+
+def hide_padding(logits: Tensor, n_tokens: int | None, start: int = 0) -> Tensor:
+    """Return logits (..., V) of the ids from `start` on, changed in place: minus infinity from id `n_tokens` on."""
+    if n_tokens is not None:
+        logits[..., max(0, n_tokens - start) :] = -torch.inf
+    return logits
+
+
 def through_head(head: Any, compute: Callable[..., Outputs], hidden: Tensor, *others: Any) -> Outputs:
     """Return `compute(hidden, head, *others)`: all that a step computes with a head's weights, in one call.
 

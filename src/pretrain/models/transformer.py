@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pretrain.kernels.matmul import Matmul
-from pretrain.kernels.vocab_padding import hide_padding
 from pretrain.models.attention import Attention, KVCache
 from pretrain.models.choices import Activation, ClassifierHead, Head, NormPosition, Position
 from pretrain.models.config import TransformerConfig
-from pretrain.models.interface import LanguageModule, Outputs
+from pretrain.models.interface import LanguageModule, Outputs, hide_padding
 from pretrain.models.layers import FeedForward, Scale, activate, build_norm
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.models.position import rotary_frequencies, rotation

@@ -16,7 +16,7 @@ from pretrain.data.collate import IGNORE
 from pretrain.kernels.compile import compile_or_run_eager
 from pretrain.kernels.matmul import Matmul, matmul_of
 from pretrain.kernels.softcap import Softcap, capped, softcap_of
-from pretrain.kernels.vocab_padding import hide_padding, n_tokens_of
+from pretrain.models.interface import hide_padding, n_tokens_of
 from pretrain.objectives.vocab_parallel import VocabularyShard, local
 
 MAX_UNCHUNKED_LOGITS = 1 << 25  # N x V up to this (128 MiB in float32) are computed in one chunk, which is fastest
