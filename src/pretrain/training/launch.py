@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from threading import Timer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.config.preset_folders import chosen_settings
 from pretrain.config.run import AUTO, RunConfig
@@ -32,6 +32,9 @@ from pretrain.parallel.process_group import leave_group
 from pretrain.training.config import Strategy, TrainerConfig
 from pretrain.training.elastic import spawn
 from pretrain.training.import_class import check_importable
+
+if TYPE_CHECKING:  # it loads torch
+    import torch
 
 _NOTICE_S = 20.0  # time to wait for other processes before a notice
 
@@ -93,28 +96,23 @@ def _with_text(run_plan: RunPlan, overrides: list[str]) -> RunPlan:
     """Return the run plan with what the prepared text and the device decide; classes are imported before."""
     check_importable(run_plan.config.callbacks, run_plan.config.loggers, run_plan.classes)
     from pretrain.parallel.device import choose_device  # here: it loads torch
-    from pretrain.training.auto_settings import resolve_auto_settings
     from pretrain.training.memory import check_memory
 
     device = choose_device(run_plan.config.trainer)  # a missing one is an error before the text is prepared
     if run_plan.config.size is None and run_plan.config.micro_batch_size != AUTO:
         check_memory(run_plan.config, device)
-    config = resolve_auto_settings(_fit_to_text(run_plan.config, overrides))
-    if config.micro_batch_size == AUTO:
-        from pretrain.planning.micro_batch import with_chosen_micro_batch
-
-        prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log)
-        config, line = with_chosen_micro_batch(config, prepared, device)
-        log(line)
-    return replace(run_plan, config=config)
+    return replace(run_plan, config=_fit_to_text(run_plan.config, overrides, device))
 
 
-def _fit_to_text(config: RunConfig, overrides: list[str]) -> RunConfig:
-    """Return the settings with the shape and the length that the prepared text decides, and log why."""
-    if config.size is None and config.trainer.max_steps is not None:
-        return config
+def _fit_to_text(config: RunConfig, overrides: list[str], device: "torch.device") -> RunConfig:
+    """Return the settings with what the prepared text and the device decide: shape, length, rows; and log why."""
+    from pretrain.training.auto_settings import resolve_auto_settings
+
+    if config.size is None and config.trainer.max_steps is not None and config.micro_batch_size != AUTO:
+        return resolve_auto_settings(config)
     from pretrain.planning.chosen_size import size_run
     from pretrain.planning.length_rule import resolve_length
+    from pretrain.planning.micro_batch import with_chosen_micro_batch
 
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log)
     lines: list[str] = []
@@ -122,6 +120,10 @@ def _fit_to_text(config: RunConfig, overrides: list[str]) -> RunConfig:
         config, lines = size_run(config, prepared, chosen_settings(overrides))
     if config.trainer.max_steps is None:
         config, line = resolve_length(config, prepared)
+        lines.append(line)
+    config = resolve_auto_settings(config)
+    if config.micro_batch_size == AUTO:
+        config, line = with_chosen_micro_batch(config, prepared, device)
         lines.append(line)
     log("\n".join(lines))
     return config
