@@ -15,6 +15,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -84,6 +85,8 @@ def run(
         try:
             out, errors = process.communicate(timeout=timeout)
         except BaseException:
+            if options.get("start_new_session"):
+                os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             raise
     if check and process.returncode:

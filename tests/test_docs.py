@@ -4,13 +4,18 @@ Commands run in forks of one warm process, at nano size, in a folder with the ru
 needs a GPU, the net or an extra is only composed. README is part of `make test`, the pages of `make test-long`.
 """
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
+import forked_process
 import pytest
 import yaml
 from documentation import (
@@ -27,7 +32,6 @@ from documentation import (
     sentences,
 )
 from documented_files import write_inputs
-from warm_process import WarmProcess
 
 from pretrain.__main__ import COMMANDS
 from pretrain.commands import tasks
@@ -72,7 +76,6 @@ class Workspace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "clone"
         self.pristine = folder / "pristine"
-        self.process = WarmProcess()
         self.folder.mkdir()
         for name in ("src", "configs", "examples", "pyproject.toml"):
             (self.folder / name).symlink_to(ROOT / name)
@@ -101,9 +104,19 @@ class Workspace:
             shutil.copytree(self.folder / "my_model", self.pristine / "my_model")
         shutil.copytree(self.folder / "logs", self.pristine / "logs")
 
+    def run(self, words: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `python ...` or `pretrain ...`; what is still running after LIMIT_S fails the test."""
+        program, *rest = words
+        script = {"python": [], "pretrain": [Path(sys.executable).with_name("pretrain")]}[program]
+        return forked_process.run(
+            [sys.executable, *script, *rest], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", timeout=LIMIT_S, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")} | (environment or {}),
+        )  # fmt: skip
+
     def do(self, words: list[str]) -> None:
-        done = self.process.run(words, self.folder, limit_s=LIMIT_S)
-        assert done.exit_code == 0, f"{words}\n{done.output}"
+        done = self.run(words)
+        assert done.returncode == 0, f"{words}\n{done.stdout}"
 
     def failures(self, some: list[Block]) -> list[str]:
         """Run the blocks of a page in their order; return what failed, with the end of its output."""
@@ -131,9 +144,10 @@ class Workspace:
 
     def _failure(self, where: str, words: list[str], environment: dict[str, str]) -> list[str]:
         words = [word.replace("<time>", RUN) for word in words]
-        done = self.process.run(words, self.folder, limit_s=LIMIT_S, environment=environment)
-        print(f"{done.seconds:6.1f} s  {where}")
-        return [f"{where}\n  exit code {done.exit_code}\n{done.output[-1500:]}"] if done.exit_code else []
+        started = time.monotonic()
+        done = self.run(words, environment)
+        print(f"{time.monotonic() - started:6.1f} s  {where}")
+        return [f"{where}\n  exit code {done.returncode}\n{done.stdout[-1500:]}"] if done.returncode else []
 
 
 def composed(command: Command) -> str:
@@ -242,10 +256,8 @@ KNOWN = known_settings()
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    made = Workspace(tmp_path_factory.mktemp("documentation"))
-    yield made
-    made.process.close()
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("documentation"))
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -314,8 +326,8 @@ def test_help_pages_are_current(workspace: Workspace) -> None:
     assert {path.stem for path in folder.iterdir()} == set(COMMANDS)
     for name in COMMANDS:
         assert f"docs/reference/help/{name}.txt" in (folder.parent / "command-line.md").read_text(encoding="utf8")
-        done = workspace.process.run(["pretrain", name, "--help"], workspace.folder, limit_s=LIMIT_S)
-        assert done.output == (folder / f"{name}.txt").read_text(encoding="utf8"), f"{name}: make settings"
+        done = workspace.run(["pretrain", name, "--help"])
+        assert done.stdout == (folder / f"{name}.txt").read_text(encoding="utf8"), f"{name}: make settings"
 
 
 def of_page(name: str) -> list[Block]:
