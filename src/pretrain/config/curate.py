@@ -35,7 +35,7 @@ class CurateConfig(CurationConfig):
         }
 
         by_checkpoint = (self.quality.checkpoint is not None, "quality.checkpoint=<a run>")
-        self._check_scored("min_quality", self.quality.is_on, "quality.reference=<texts to be like>")
+        self._check_scored("min_quality", self.quality.by_example, "quality.reference=<texts to be like>")
         self._check_scored("min_bits_per_byte", *by_checkpoint)
         self._check_scored("max_bits_per_byte", *by_checkpoint)
         self._check_scored("max_toxicity", self.toxicity.is_on, "toxicity.words=<a list of words>")

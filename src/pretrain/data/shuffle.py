@@ -8,13 +8,6 @@ from pretrain.errors import DataError
 ORDER_VERSION = 1  # increase when `permute` changes: a checkpoint resumes exactly only with the version that wrote it
 AHEAD = 1024  # samples whose rows are computed at once
 
-# made once, as each draw of a batch needs them
-_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
-_BITS_64 = np.uint64(30), np.uint64(27), np.uint64(31)
-_FACTORS_64 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_BITS_32 = np.uint32(16), np.uint32(15)
-_FACTORS_32 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
-
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
@@ -121,12 +114,12 @@ def mix(words: Words) -> Words:
     Source: one step of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators",
     figure 16: the increment, then variant 13 of the finalizer that David Stafford derived from MurmurHash3's).
     """
-    words = words + _INCREMENT
-    words ^= words >> _BITS_64[0]
-    words *= _FACTORS_64[0]
-    words ^= words >> _BITS_64[1]
-    words *= _FACTORS_64[1]
-    words ^= words >> _BITS_64[2]
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words ^= words >> np.uint64(30)
+    words *= np.uint64(0xBF58476D1CE4E5B9)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(0x94D049BB133111EB)
+    words ^= words >> np.uint64(31)
     return words
 
 
@@ -136,9 +129,9 @@ def mix_32_bits(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     Source: Wellons 2018, "Prospecting for Hash Functions", https://nullprogram.com/blog/2018/07/31/: the function of
     two multiplications with the lowest bias that was found.
     """
-    words ^= words >> _BITS_32[0]
-    words *= _FACTORS_32[0]
-    words ^= words >> _BITS_32[1]
-    words *= _FACTORS_32[1]
-    words ^= words >> _BITS_32[0]
+    words ^= words >> np.uint32(16)
+    words *= np.uint32(0x7FEB352D)
+    words ^= words >> np.uint32(15)
+    words *= np.uint32(0x846CA68B)
+    words ^= words >> np.uint32(16)
     return words

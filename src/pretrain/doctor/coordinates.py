@@ -42,7 +42,7 @@ def steps_change_every_width_alike(context: Context) -> CheckResult:
     changes = [_changes(context, at_width(shape, times, widens_heads)) for times in TIMES]
     widths = [shape.d_model * times for times in TIMES]
     names = [*(f"sum that block {number} adds" for number in range(shape.n_layers)), "logits"]
-    powers = {name: _power(widths, [each[place] for each in changes]) for place, name in enumerate(names)}
+    powers = {name: _power(widths, [each[index] for each in changes]) for index, name in enumerate(names)}
     worst = max(powers, key=lambda name: _share_of_limit(name, powers[name]))
     passed = _share_of_limit(worst, powers[worst]) <= 1.0
     sizes = ", ".join(f"{each[names.index(worst)]:.2g}" for each in changes)

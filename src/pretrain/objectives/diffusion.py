@@ -201,7 +201,7 @@ class _Targets:
 
     @staticmethod
     def none(shape: tuple[int, ...], config: DiffusionConfig) -> _Targets:
-        """Return places for the targets of rows with this shape, (B, T)."""
+        """Return arrays without a target yet, for rows with this shape, (B, T)."""
         ids = np.full(shape, IGNORE, np.int64)
         return _Targets(ids, np.zeros_like(ids), np.zeros(shape, np.float32), np.zeros(shape[0], np.int64), config)
 

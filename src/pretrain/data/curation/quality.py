@@ -78,8 +78,8 @@ class QualityConfig(Settings):
             )
 
     @property
-    def is_on(self) -> bool:
-        """Whether texts are scored by example."""
+    def by_example(self) -> bool:
+        """Whether a classifier scores texts by their likeness to reference texts."""
         return self.reference is not None or self.model is not None
 
 
@@ -144,7 +144,7 @@ def read_classifier(path: Path) -> Classifier:
 
 def quality_stages(config: QualityConfig, known: dict[str, str], units: int) -> list[Stage]:
     """Return the stages in order, and add the folder of the scores to `known`; none without a score."""
-    if not config.is_on:
+    if not config.by_example:
         return []
     path = str(config.reference or config.model)
     setting_name = "quality.reference" if config.reference else "quality.model"
