@@ -2,9 +2,10 @@
 
     python benchmarks/curation_agreement.py
 
-Needs `pip install datatrove==0.10.1 nltk`. Both sides get our words and sentences: what is compared are the rules.
-Texts are reviews, web pages and lead sections of Wikipedia of the test data (PRETRAIN_ASSETS), as they are and changed
-in ways that make each rule remove some of them.
+Needs `pip install datatrove==0.10.1 nltk spacy "xxhash<4"`. Both sides get our words and sentences: what is compared
+are the rules. Texts are reviews, web pages and lead sections of Wikipedia of the test data (PRETRAIN_ASSETS), as they
+are and changed in ways that make each rule remove some of them. The unchanged English ones are then decided once more
+with the words of spaCy on the other side, which datatrove takes by default.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -49,9 +51,10 @@ REASONS = {
 }  # fmt: skip
 
 COLUMNS = ("same reason", "another reason", "kept with another text", "raises there")
+COUNT_WORDS = ("GopherQualityFilter()", "GopherRepetitionFilter()", "FineWebQualityFilter()")
 
 
-def texts() -> Iterator[str]:
+def english_texts() -> Iterator[str]:
     """Yield texts of several kinds."""
     root = assets()
     with lzma.open(root / "curation/texts/movie_reviews.jsonl.xz", "rt", encoding="utf8") as file:
@@ -60,7 +63,12 @@ def texts() -> Iterator[str]:
     yield from (page.replace("\\n", "\n") for page in pages if page.strip())
     for path in sorted((root / "curation/web_jsonl").glob("*.jsonl")):
         yield from (json.loads(line)["text"] for line in path.read_text(encoding="utf8").splitlines())
-    with lzma.open(root / "corpora/wikipedia_vital/fr.jsonl.xz", "rt", encoding="utf8") as file:
+
+
+def texts() -> Iterator[str]:
+    """Yield those and texts in French."""
+    yield from english_texts()
+    with lzma.open(assets() / "corpora/wikipedia_vital/fr.jsonl.xz", "rt", encoding="utf8") as file:
         yield from (json.loads(line)["text"] for number, line in enumerate(file) if number < 200)
 
 
@@ -116,8 +124,8 @@ def ours(text: str, config: RulesConfig) -> str | None:
     return None if first == KEPT else RULE_NAMES[first]
 
 
-def filters() -> dict[str, tuple[Any, RulesConfig]]:
-    """Return each filter of datatrove with the same rules here."""
+def filters(find_words: Callable[[str, str], list[str]]) -> dict[str, tuple[Any, RulesConfig]]:
+    """Return each filter of datatrove, which finds words in a text of a language so, with the same rules here."""
     from datatrove.pipeline.filters import (
         C4QualityFilter,
         FineWebQualityFilter,
@@ -130,7 +138,7 @@ def filters() -> dict[str, tuple[Any, RulesConfig]]:
     )
 
     for module in (fineweb_quality_filter, gopher_quality_filter, gopher_repetition_filter):
-        module.split_into_words = lambda text, language: split_words(text)
+        module.split_into_words = find_words
     c4_filters.split_into_sentences = lambda text, language: split_sentences(text)
     register_schemas("curate", CurateConfig)
     source = "sources={a: {kind: jsonl, path: x, license: unknown}}"
@@ -183,6 +191,19 @@ def compared(documents: list[str], theirs: Any, config: RulesConfig, fired: Coun
     return counts
 
 
+def decided_alike(documents: list[str], theirs: Any, config: RulesConfig) -> dict[str, int]:
+    """Return how many texts are kept by both, removed by both, by one alone."""
+    from datatrove.data import Document
+
+    found = Counter(
+        (ours(text, config) is None, theirs.filter(Document(text=text, id="")) is True) for text in documents
+    )
+    return {
+        "kept by both": found[True, True], "removed by both": found[False, False],
+        "removed by ours alone": found[False, True], "removed by theirs alone": found[True, False],
+    }  # fmt: skip
+
+
 def all_documents() -> list[str]:
     """Return the texts, and each of them changed in four ways."""
     originals = list(texts())
@@ -198,12 +219,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="every tenth text, nothing saved")
     given = parser.parse_args()
-    documents = all_documents()[:: 10 if given.quick else 1]
+    every = 10 if given.quick else 1
+    documents = all_documents()[::every]
     result, fired = Result("curation_agreement", typed(), {"texts": len(documents)}), Counter[str]()
     result.figures["filters"] = {
-        name: compared(documents, theirs, config, fired) for name, (theirs, config) in filters().items()
+        name: compared(documents, theirs, config, fired)
+        for name, (theirs, config) in filters(lambda text, language: split_words(text)).items()
     }
     result.figures["removed"] = {rule: fired[rule] for rule in dict.fromkeys(REASONS.values())}
+    if find_spec("spacy") is None:
+        result.missing["words of spaCy"] = "spacy is not installed"
+    else:
+        from datatrove.utils.text import split_into_words
+
+        unchanged, with_spacy = list(english_texts())[::every], filters(split_into_words)
+        result.figures["words of spaCy"] = {name: decided_alike(unchanged, *with_spacy[name]) for name in COUNT_WORDS}
     result.finish(keep=not given.quick)
 
 

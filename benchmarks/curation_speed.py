@@ -8,9 +8,10 @@ memory       peak of the largest process, at several numbers of documents; with 
              two sentences each and without rules, so that a million take minutes, 10,000 of them in a task
 
 datatrove finds words with spaCy, as it does by default. Needs `pip install datatrove==0.10.1 loguru humanize nltk
-tldextract spacy`. Documents are sentences of the novels of PRETRAIN_ASSETS in random order, 1.75 kB on average, and
-every tenth is a copy of an earlier one with three words changed. Speeds of one core and of the threshold are per second
-of processor time, so that other programs of the machine count little; imports, hashing and writing are within it.
+tldextract spacy "xxhash<4"`. Documents are sentences of the novels of PRETRAIN_ASSETS in random order, 1.75 kB on
+average, and every tenth is a copy of an earlier one with three words changed. Speeds of one core and of the threshold
+are per second of processor time, so that other programs of the machine count little; imports, hashing and writing are
+within it.
 """
 
 import argparse

@@ -367,7 +367,18 @@ def curation_agreement(result: dict[str, Any]) -> str:
     rows = [(f"`{name}`", *(f"{counts[each]:,}" for each in columns)) for name, counts in filters.items()]
     removed = [(f"`{rule}`", f"{count:,}") for rule, count in result["figures"]["removed"].items()]
     heading = (f"filter of datatrove, {result['settings']['texts']:,} texts", *columns)
-    return f"{markdown(heading, rows)}\n\n{markdown(('rule', 'texts that it removes'), removed)}"
+    tables = [markdown(heading, rows), markdown(("rule", "texts that it removes"), removed)]
+    if other_words := result["figures"].get("words of spaCy"):
+        names = tuple(next(iter(other_words.values())))
+        columns = ("its words those of spaCy, unchanged English texts", *names, "decided alike")
+        tables.append(markdown(columns, [(f"`{name}`", *alike(counts)) for name, counts in other_words.items()]))
+    return "\n\n".join(tables)
+
+
+def alike(counts: dict[str, int]) -> tuple[str, ...]:
+    """Return the counts of texts, and the share of those that both keep or both remove."""
+    share = (counts["kept by both"] + counts["removed by both"]) / sum(counts.values())
+    return (*(f"{count:,}" for count in counts.values()), f"{share:.1%}")
 
 
 def curation_speed(result: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import heapq
 import io
 import json
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,14 +64,18 @@ class _Unordered(dict[str, Any]):
         return False
 
 
+def _counters() -> defaultdict[str, Counter[str]]:
+    return defaultdict(Counter)
+
+
 @dataclass
 class Written:
     """What one unit adds to the corpus."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    licenses: dict[str, Counter[str]] = field(default_factory=dict)
-    evidence: dict[str, Counter[str]] = field(default_factory=dict)
-    languages: dict[str, Counter[str]] = field(default_factory=dict)
+    licenses: defaultdict[str, Counter[str]] = field(default_factory=_counters)
+    evidence: defaultdict[str, Counter[str]] = field(default_factory=_counters)
+    languages: defaultdict[str, Counter[str]] = field(default_factory=_counters)
     reservations: Counter[str] = field(default_factory=Counter)
     domains: Counter[str] = field(default_factory=Counter)
     years: Counter[str] = field(default_factory=Counter)
@@ -178,7 +182,13 @@ class _Group:
 
     def __init__(self, source: str, settings: dict[str, Any], table: pa.Table, values: pa.Table) -> None:
         self.source, self.settings, self.table, self.values = source, settings, table, values
-        self.ids = [identity.hex() for identity in table["id"].to_pylist()]
+        digests: list[bytes] = table["id"].to_pylist()
+        self.ids = [digest.hex() for digest in digests]
+        self._is_detected = LANGUAGE in values.column_names
+        found = values[LANGUAGE].to_pylist() if self._is_detected else [settings["language"]] * len(self.ids)
+        self.languages: list[str | None] = [language or None for language in found]  # detected, else the source's
+        self._keys: list[bytes] = values["key"].to_pylist()
+        self._is_whole = [key == digest for key, digest in zip(self._keys, digests, strict=True)]  # no line left out
         self.removed_by: list[str | None] = []
         self.fates: list[Fate] = []
         self.texts: dict[int, str] = {}  # of the documents that stay, as they are written
@@ -202,7 +212,8 @@ class _Group:
 
     def _text(self, number: int, fate: Fate) -> str | None:
         """Make the text of a document that stays; return why it does not if nothing is left of it."""
-        whole = written_text(self.table["text"][number].as_py(), self.settings["c4"])
+        raw: str = self.table["text"][number].as_py()
+        whole = raw if self._is_whole[number] else written_text(raw, self.settings["c4"])
         text = cut(whole, fate.paragraphs)
         if fate.paragraphs:
             self.cut_characters[number] = len(whole) - len(text)
@@ -228,25 +239,13 @@ class _Group:
             "similarity": [fate.similarity for fate in self.fates],
             "cluster": [fate.cluster for fate in self.fates],
             "license": self.table["license"], "characters": self.table["characters"],
-            "language": [self.language(number) for number in range(len(self.ids))],
+            "language": self.languages,
             **{name: self.values[name] for name in measured},
         }  # fmt: skip
 
-    @property
-    def _is_detected(self) -> bool:
-        return LANGUAGE in self.values.column_names
-
-    def language(self, number: int) -> str | None:
-        """Return the language of a document: as it was detected, else as its source states it."""
-        found = self.values[LANGUAGE][number].as_py() if self._is_detected else self.settings["language"]
-        return found or None
-
     def key(self, number: int) -> bytes:
         """Return the key of the text of a document that stays, as it is written."""
-        if number in self.cut_characters:
-            return text_key(self.texts[number])
-        key: bytes = self.values["key"][number].as_py()
-        return key
+        return text_key(self.texts[number]) if number in self.cut_characters else self._keys[number]
 
     def without_personal_data(self, text: str) -> tuple[str, Counter[str]]:
         """Return a text as it is written, and how many spans of each kind were replaced."""
@@ -269,7 +268,7 @@ class _Group:
             "id": ids, "text": texts, "source": [self.source] * len(kept),
             "origin": table["origin"].to_pylist(), "url": table["url"].to_pylist(), "date": table["date"].to_pylist(),
             "license": table["license"].to_pylist(), "license_evidence": table["evidence"].to_pylist(),
-            "language": [self.language(number) for number in kept],
+            "language": [self.languages[number] for number in kept],
             "language_score": [self.values[LANGUAGE_SCORE][number].as_py() for number in kept]
             if self._is_detected else [None] * len(kept),
             "characters": [len(text) for text in texts],
@@ -293,13 +292,16 @@ def count_documents(columns: dict[str, Any], written: Written, attribution: io.B
     """Add the documents of a row group of the shard to the counts, and who must be named to `attribution`."""
     for row in _rows(columns):
         size, url, date = row["characters"], row["url"], row["date"]
-        one = Counter(documents=1, characters=size)
-        written.counts.update(one)
-        written.licenses.setdefault(row["license"], Counter()).update(one)
-        written.evidence.setdefault(row["license_evidence"], Counter()).update(one)
-        facts = json.loads(row["metadata"] or "{}")
-        written.reservations.update(facts.get("reservations", []))
-        written.languages.setdefault(row["language"] or "not stated", Counter()).update(one)
+        language = row["language"] or "not stated"
+        for counts in (
+            written.counts, written.licenses[row["license"]], written.evidence[row["license_evidence"]],
+            written.languages[language],
+        ):  # fmt: skip
+            counts["documents"] += 1
+            counts["characters"] += size
+        facts = json.loads(row["metadata"]) if row["metadata"] else {}
+        for reservation in facts.get("reservations", ()):
+            written.reservations[reservation] += 1
         if url is not None and (domain := domain_of(url)):
             written.domains[domain] += 1
         if date is not None:
