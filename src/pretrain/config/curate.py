@@ -142,7 +142,7 @@ class ForgetConfig(Settings):
 
 @dataclass
 class ExplainConfig(Settings):
-    """Say why documents of a curated corpus were removed: text, values beside thresholds, and twin."""
+    """List the rules that removed documents of a curated corpus, or say why single documents were removed."""
 
     path: str = setting(MISSING, "The folder of a corpus that curate wrote.")
     id: str | None = setting(None, "Id of a document, or its beginning; or give rule.", example="9f86d081884c7d65")

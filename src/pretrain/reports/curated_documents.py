@@ -5,11 +5,11 @@ Texts of a corpus are hostile: all of them pass `escaped`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.curation.corpus_statistics import Cluster, clusters, kept_documents, samples
+from pretrain.data.curation.corpus_statistics import PREVIEW, Cluster, clusters, kept_documents, samples
 from pretrain.data.curation.differences import differences, excerpts
 from pretrain.data.curation.passages import passages
 from pretrain.data.curation.rule_values import RULE_VALUES
@@ -24,7 +24,7 @@ from pretrain.data.curation.rules import (
 )
 from pretrain.data.curation.writing import SAMPLE_CHARACTERS
 from pretrain.reports.chart import short
-from pretrain.reports.page import Cell, card, code, escaped, grid, marked, marked_excerpts, number, table
+from pretrain.reports.page import Cell, card, escaped, grid, marked, marked_excerpts, number, table
 
 SIZES = 20  # of clusters that are counted
 _ABOUT = {
@@ -57,19 +57,33 @@ def about_rule(rule: str) -> str:
 def duplicates_cards(folder: Path, found: Mapping[str, Any]) -> Iterable[str]:
     """Return how many duplicates there were, `found` by the manifest, and the largest clusters."""
     sizes, largest = clusters(folder)
-    facts = [[about, number(f"{found.get(name, 0):,}")] for name, about in _FACTS.items()]
+    shown = {name: found.get(name, 0) for name in _FACTS}
+    facts = [
+        [_FACTS[name], number(f"{count:,}")]
+        for name, count in shown.items()
+        if count or name in (EXACT_RULE, NEAR_RULE)
+    ]
     many = [[f"{size:,} documents", number(f"{count:,}")] for size, count in list(sizes.items())[-SIZES:] if size > 1]
     yield grid([card(table(["duplicates", "count"], facts)), card(table(["stands for", "kept"], many))], "two")
     if largest:
-        rows = [[code(each.origin), number(f"{each.size:,}"), _removed(each), each.text] for each in largest]
+        rows = [[_origins([each.origin]), number(f"{each.size:,}"), _removed(each), _preview(each)] for each in largest]
         heads = ["kept one", "documents", "removed for it", "how it begins"]
         yield card(table(heads, rows, stacks=True), heading="Largest clusters")
 
 
+def _preview(cluster: Cluster) -> str:
+    return cluster.text if len(cluster.text) < PREVIEW else f"{cluster.text}..."
+
+
 def _removed(cluster: Cluster) -> Cell:
-    names = ", ".join(f"<code>{escaped(origin)}</code>" for origin in cluster.copies)
     rest = cluster.size - 1 - len(cluster.copies)
-    return Cell(names + (f" and {rest:,} more" if names and rest > 0 else ""))
+    return _origins(cluster.copies, f" and {rest:,} more" if cluster.copies and rest > 0 else "")
+
+
+def _origins(origins: Sequence[str], rest: str = "") -> Cell:
+    """Return a cell with names of files, wide enough for most of them."""
+    names = ", ".join(f"<code>{escaped(origin)}</code>" for origin in origins)
+    return Cell(f'<span style="display: inline-block; min-width: 14em">{names}{escaped(rest)}</span>')
 
 
 def sample_parts(folder: Path, manifest: Mapping[str, Any]) -> Iterable[str]:

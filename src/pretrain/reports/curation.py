@@ -246,9 +246,10 @@ def _definitions(found: Mapping[str, Any]) -> str:
     return (
         f"Items that stand in the corpus, by each published definition. GPT-3: any run of {words} words. One document: "
         f"more than {found['share']:.0%} of these runs are in one document. PaLM: 70 % of the runs of 8 words. Llama "
-        "2: 80 % (dirty) or 20 % (not clean) of the words lie in runs of 11. Not checkable: no part of the item has 8 "
-        f"words. Runs in more than {found['ignore_above']:,} documents count nowhere. Longest: words of the longest "
-        f"passage that an item and a document share."
+        "2: 80 % (dirty) or 20 % (not clean) of the words lie in runs of 11. Runs in more than "
+        f"{found['ignore_above']:,} documents are boilerplate and count nowhere. Not checkable: no part of the item "
+        "has 8 words, or all its runs are boilerplate. Longest: words of the longest passage that an item and a "
+        "document share."
     )
 
 
@@ -260,15 +261,13 @@ def _sets(found: Mapping[str, Any]) -> str:
         by_definition = (each["contaminated"][definition] for definition in _DEFINITIONS)
         counts = [each["items"], each["not_checkable"], *by_definition, each["longest_words"]]
         rows.append([name, *(number(f"{count:,}") for count in counts)])
-    holding = f"{found['documents']:,} {'document holds' if found['documents'] == 1 else 'documents hold'} an item"
+    share = f"more than {found['share']:.0%} of an item's runs"
     if found["action"] == "drop":
         facts = (
-            f"{holding} and {'was' if found['documents'] == 1 else 'were'} dropped. The table is about what is left."
+            f"Documents that held {share} and were dropped: {found['documents']:,}. The table is about what is left."
         )
     else:
-        facts = (
-            f"{holding} and {'is' if found['documents'] == 1 else 'are'} marked in the column contaminates of data/."
-        )
+        facts = f"Documents that hold {share} and are marked in the column contaminates: {found['documents']:,}."
     return f'{table(heads, rows, stacks=True)}<p class="note">{escaped(facts)}</p>'
 
 

@@ -12,7 +12,7 @@ MAX_DIFFERENCES = 6  # that are looked for in a pair of texts
 CONTEXT = 80  # characters shown before and behind a place
 _WORDS_COMPARED = 200  # of each text from a difference on, to find where the texts are equal again
 _EQUAL_WORDS = 3  # that must follow one another before the texts count as equal again
-_WORD = re.compile(r"\S+")
+_WORD, _WORD_START, _SPACE = re.compile(r"\S+"), re.compile(r"\s\S"), re.compile(r"\s")
 
 
 def first_difference(first: str, second: str) -> int:
@@ -83,7 +83,7 @@ def excerpts(text: str, spans: Sequence[Span], characters: int) -> list[tuple[in
     found: list[tuple[int, int, list[Span]]] = []
     left = characters
     for span in spans:
-        start, end = max(0, span[0] - CONTEXT), min(len(text), span[1] + CONTEXT)
+        start, end = _word_start(text, span[0] - CONTEXT), _word_end(text, span[1] + CONTEXT)
         joined = found and start <= found[-1][1]
         begin = found[-1][1] if joined else start
         end = min(end, begin + left)
@@ -96,3 +96,17 @@ def excerpts(text: str, spans: Sequence[Span], characters: int) -> list[tuple[in
             found.append((start, end, [shown]))
         left -= end - begin
     return found
+
+
+def _word_start(text: str, position: int) -> int:
+    """Return the first position from here on where a word begins; this position if that is far, as in a long word."""
+    found = _WORD_START.search(text, position - 1, position + CONTEXT // 2) if position > 0 else None
+    return max(0, position) if found is None else found.end() - 1
+
+
+def _word_end(text: str, position: int) -> int:
+    """Return the last position up to here where a word ends; this position if that is far, as in a long word."""
+    if position >= len(text):
+        return len(text)
+    spaces = [match.start() for match in _SPACE.finditer(text, position - CONTEXT // 2, position + 1)]
+    return spaces[-1] if spaces else position

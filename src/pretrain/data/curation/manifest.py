@@ -205,12 +205,12 @@ def _contaminated(manifest: Mapping[str, Any]) -> list[str]:
         return []
     lines = []
     for name, each in found["sets"].items():
-        short = f", {each['not_checkable']:,} too short to check" if each["not_checkable"] else ""
+        short = f", {each['not_checkable']:,} cannot be checked" if each["not_checkable"] else ""
         items = f"{each['contaminated']['gpt_3']:,} of {each['items']:,} items"
         lines.append(f"evaluation  {name}: {items} share a run of {found['words']} words with the corpus{short}")
-    holding = f"hold more than {found['share']:.0%} of an item's runs"
+    share = f"more than {found['share']:.0%} of an item's runs"
     if found["action"] == "drop":
-        end = f"documents that {holding} were dropped; the items are counted in what is left"
+        end = f"that held {share}, dropped; the items are counted in what is left: {found['documents']:,}"
     else:
-        end = f"documents {holding}: their column contaminates names the sets"
-    return [*lines, f"evaluation  {found['documents']:,} {end}"]
+        end = f"that hold {share}, marked in the column contaminates: {found['documents']:,}"
+    return [*lines, f"evaluation  documents {end}"]
