@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,12 +75,14 @@ def _preset_of_rules(key: str, name: str) -> RulesConfig:
 def preset_with(rules: Mapping[str, Any]) -> str | None:
     """Return the name of the preset that has these rules with these thresholds, as a manifest records them.
 
-    None if there is none. Rules on scores, languages and personal data are in no preset, and not compared.
+    None if there is none. Rules on scores, languages and personal data are in no preset, and not compared. A preset
+    of the user's own that cannot be read is passed over: it is not the one that was used.
     """
     wanted = _preset_rules(rules)
     for name in presets("rules"):
-        if _preset_rules(rule_record(rules_of(_preset_of_rules("rules", name)))) == wanted:
-            return name
+        with suppress(ConfigError):
+            if _preset_rules(rule_record(rules_of(_preset_of_rules("rules", name)))) == wanted:
+                return name
     return None
 
 

@@ -50,7 +50,7 @@ _FACTS = {  # of the manifest
 
 def about_rule(rule: str) -> str:
     """Return what a rule counts, or why it removes, as a sentence."""
-    text = _ABOUT.get(rule) or RULE_VALUES[rule].replace("`", "")
+    text = _ABOUT.get(rule) or RULE_VALUES.get(rule, rule).replace("`", "")
     return f"{text[0].upper()}{text[1:]}."
 
 

@@ -6,6 +6,7 @@ are hostile: all of them pass `escaped`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,13 +109,16 @@ def _version(manifest: Mapping[str, Any]) -> str:
 def _rules_in_words(settings: Mapping[str, Any]) -> str:
     """Return by which preset of rules the documents of each source were judged, as a sentence."""
     chosen: dict[str, list[str]] = {}
+    names: dict[str, str] = {}  # of presets, as most sources of many have the same rules
     for source, rules in settings["rules"].items():
+        key = json.dumps(rules)
+        if key not in names:
+            names[key] = preset_with(rules) or "thresholds of their own"
         by_language = source in settings.get("rules_of_languages", {})
-        preset = "thresholds of each language" if by_language else preset_with(rules) or "thresholds of their own"
-        chosen.setdefault(preset, []).append(source)
+        chosen.setdefault("thresholds of each language" if by_language else names[key], []).append(source)
     if len(chosen) == 1:
         return f"Rules: {next(iter(chosen))}."
-    parts = [f"{preset} for {', '.join(names[:SOURCES])}" for preset, names in chosen.items()]
+    parts = [f"{preset} for {', '.join(sources[:SOURCES])}" for preset, sources in chosen.items()]
     return f"Rules: {'; '.join(parts)}."
 
 
