@@ -4,8 +4,8 @@ one core     jsonl to a corpus with the rules of web_english and near-duplicates
              with datatrove's chain of the same filters, its MinHash (14 bands of 8 there, 20 of 8 here) and its writer
 cores        two workers over one
 threshold    another threshold on a corpus that is measured already
-memory       peak of the largest process, at several numbers of documents; with --short only this, of documents of
-             two sentences each and without rules, so that a million take minutes, 10,000 of them in a task
+memory       with --memory this alone: the peak of the largest process of two, at numbers of documents; a million
+             take 20 minutes of two idle cores
 
 datatrove finds words with spaCy, as it does by default. Needs `pip install datatrove==0.10.1 loguru humanize nltk
 tldextract spacy "xxhash<4"`. Documents are sentences of the novels of PRETRAIN_ASSETS in random order, 1.75 kB on
@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # it loads torch, which would count as memory and time of a p
 
 MEASURES = ("src/pretrain/data/curation",)
 
-SENTENCES, SHORT = 14, 2  # of a document: 1.75 kB, and of a short one
+SENTENCES = 14  # of a document: 1.75 kB
 CHILD = "--child"
 
 
@@ -49,8 +49,8 @@ def sentences(count: int = 200_000) -> list[str]:
     return found[:count]
 
 
-def write_documents(path: Path, count: int, length: int = SENTENCES) -> int:
-    """Write so many documents of `length` sentences as JSON lines; return the bytes of their text."""
+def write_documents(path: Path, count: int) -> int:
+    """Write so many documents as JSON lines; return the bytes of their text."""
     draw, pool = random.Random(1), sentences()
     earlier: list[str] = []
     size = 0
@@ -59,7 +59,7 @@ def write_documents(path: Path, count: int, length: int = SENTENCES) -> int:
             if number % 10 == 9:
                 text = changed(draw.choice(earlier), 3, draw)
             else:
-                lines = [" ".join(draw.choices(pool, k=length // 2)) for _ in range(2)]
+                lines = [" ".join(draw.choices(pool, k=SENTENCES // 2)) for _ in range(2)]
                 text = "\n".join(lines)
             if len(earlier) < 1000:
                 earlier.append(text)
@@ -178,14 +178,13 @@ def compare(result: "Result", folder: Path, count: int, rounds: int) -> None:
     result.figures["new threshold, MB/s"] = more["new threshold"]
 
 
-def memory(result: "Result", folder: Path, counts: list[int], short: bool) -> None:
+def memory(result: "Result", folder: Path, counts: list[int]) -> None:
     """Add the peak memory of the largest process at numbers of documents."""
     peaks = result.figures["peak MiB of the largest process, by documents"] = {}
     for count in counts:
         documents = folder / "many.jsonl"
-        write_documents(documents, count, SHORT if short else SENTENCES)
-        words = ("2", "rules=none", "unit_bytes=2500000") if short else ("2",)
-        seconds, _, peak = measured("ours", str(documents), str(folder / f"many-{count}"), *words)
+        write_documents(documents, count)
+        seconds, _, peak = measured("ours", str(documents), str(folder / f"many-{count}"), "2")
         peaks[f"{count:,}"] = round(peak)
         print(count, "documents,", round(peak), "MiB,", round(seconds), "s", flush=True)
 
@@ -200,20 +199,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", type=int, nargs="*", default=[10_000, 100_000], help="numbers of documents")
+    parser.add_argument("--memory", type=int, nargs="+", help="numbers of documents")
     parser.add_argument("--quick", action="store_true", help="2,000 documents, one round, nothing saved")
-    parser.add_argument("--short", action="store_true", help="memory alone, of short documents")
     given = parser.parse_args()
-    settings = {"documents": given.documents, "rounds": given.rounds, "memory": given.memory, "short": given.short}
-    if given.short:
-        settings = {"memory": given.memory, "short": True}
     if given.quick:
-        settings = {"documents": 2000, "rounds": 1, "memory": [], "short": False}
-    result = Result("curation_speed_short" if settings["short"] else "curation_speed", typed(), settings)
+        given.documents, given.rounds = 2000, 1
     with tempfile.TemporaryDirectory() as name:
-        if not settings["short"]:
-            compare(result, Path(name), settings["documents"], settings["rounds"])
-        memory(result, Path(name), settings["memory"], settings["short"])
+        if given.memory:
+            result = Result("curation_speed_memory", typed(), {"documents": given.memory})
+            memory(result, Path(name), given.memory)
+        else:
+            result = Result("curation_speed", typed(), {"documents": given.documents, "rounds": given.rounds})
+            compare(result, Path(name), given.documents, given.rounds)
     result.finish(keep=not given.quick)
 
 

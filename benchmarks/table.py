@@ -381,13 +381,16 @@ def alike(counts: dict[str, int]) -> tuple[str, ...]:
     return (*(f"{count:,}" for count in counts.values()), f"{share:.1%}")
 
 
+TIMED_BY_ROUND = ("two workers over one", "new threshold, MB/s")
+
+
 def curation_speed(result: dict[str, Any]) -> str:
-    """Return the comparison, if there is one, and the peak memory by number of documents."""
-    peaks = result["figures"]["peak MiB of the largest process, by documents"]
-    memory = markdown(
-        ("documents", "peak memory of the largest process"), [(n, f"{each} MiB") for n, each in peaks.items()]
-    )
-    return "\n\n".join([*([comparisons(result)] if result["lines"] else []), memory])
+    """Return the comparison and what else was timed, or the peak memory by number of documents."""
+    if peaks := result["figures"].get("peak MiB of the largest process, by documents"):
+        rows = [(count, f"{peak} MiB") for count, peak in peaks.items()]
+        return markdown(("documents", "peak memory of the largest process"), rows)
+    others = [(name, ", ".join(f"{each:.2f}" for each in result["figures"][name])) for name in TIMED_BY_ROUND]
+    return f"{comparisons(result)}\n\n{markdown(('what', 'each round'), others)}"
 
 
 def curation_worth(result: dict[str, Any]) -> str:

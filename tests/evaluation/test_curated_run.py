@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from tiny_run import TinyRun
 
 from pretrain.commands.tasks import forget
@@ -18,6 +20,7 @@ from pretrain.data.curation.curate import curate
 from pretrain.data.curation.manifest import read_manifest
 from pretrain.data.curation.tombstones import FORGOTTEN
 from pretrain.data.curation.verify import verify
+from pretrain.data.prepare import prepare
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.inspect_step import rows_of_step
@@ -79,8 +82,6 @@ def steps_in(printed: str) -> list[int]:
 
 def holds(folder: Path, text: str) -> list[Path]:
     """Return the files of a corpus that hold a text, in whatever form they store it."""
-    import pyarrow.parquet as pq
-    import zstandard
 
     found = []
     for path in folder.rglob("*"):
@@ -160,7 +161,7 @@ def _check_forgotten(raw: Path, corpus: Path, tiny: TinyRun, run: str) -> None:
     before = read_manifest(corpus)
     printed = run_forget(corpus, tiny, "url=https://a0.org/0", "dry_run=true")
     assert read_manifest(corpus) == before
-    assert "1 texts that were removed before" in printed
+    assert "1 texts that left the corpus before" in printed
     assert steps_in(printed) == steps[first]
     assert 1 < len(steps[first]) < 12
     printed = run_forget(corpus, tiny, "url=https://a0.org/0")
@@ -173,6 +174,8 @@ def _check_forgotten(raw: Path, corpus: Path, tiny: TinyRun, run: str) -> None:
     assert manifest["removals"][0]["before"] == before["fingerprint"] != manifest["fingerprint"]
     assert read_manifest(corpus)["fingerprint"] in (corpus / "report.html").read_text()
     assert verify(corpus).documents == manifest["documents"]
+    assert "stays: " in printed
+    assert _names_of_steps(run, 12) == steps  # of the tokens that the run read, which are still there
 
     printed = run_forget(corpus, tiny, f"id={second[:12]}", "delete_stores=true")  # the run read what was then there
     assert steps_in(printed) == steps[second]
@@ -180,7 +183,10 @@ def _check_forgotten(raw: Path, corpus: Path, tiny: TinyRun, run: str) -> None:
     shown = [int(line.rpartition("-")[2]) for line in printed.splitlines() if line.startswith("  checkpoint")]
     assert shown == [step for step in saved if step >= steps[second][0]] != []
     assert "  exported   " in printed
+    assert "was deleted" in printed
     assert not [path for path in (tiny.folder / "cache").rglob("*.names") if second.encode() in path.read_bytes()]
+    with pytest.raises(DataError, match=r"the text of the run has changed.*Restore the text"):
+        next(rows_of_step(run, 1))
 
     again = curate(config_of(raw, tiny.folder / "again", f"forgotten=[{corpus}]"), lambda line: None)
     counts = again["sources"]["web"]["documents"]
@@ -190,6 +196,21 @@ def _check_forgotten(raw: Path, corpus: Path, tiny: TinyRun, run: str) -> None:
     assert (tiny.folder / "again" / FORGOTTEN).read_bytes() == (corpus / FORGOTTEN).read_bytes()
     message = run_forget(corpus, tiny, "domain=b.org", code=2)
     assert "domain=b.org is no document of" in message
+    assert "delete_stores=true alone" in message
+    _check_forgotten_before(corpus, tiny, texts[12])
+
+
+def _check_forgotten_before(corpus: Path, tiny: TinyRun, text: str) -> None:
+    """The tokens of a document can be deleted later than its text."""
+    config, cache = tiny.config("data=curated", f"data.path={corpus}"), tiny.folder / "cache"
+    prepare(config.data, config.tokenizer, cache)
+    tables = map(pq.read_table, sorted(corpus.glob("data/*.parquet")))
+    (origin,) = [row["origin"] for table in tables for row in table.to_pylist() if row["text"] == text]
+    assert "forgotten   1 documents" in run_forget(corpus, tiny, f"file={origin}")
+    assert list(cache.rglob("*.names"))
+    assert "was deleted" in run_forget(corpus, tiny, "delete_stores=true")
+    assert not list(cache.rglob("*.names"))
+    assert "forgot" in run_forget(corpus.parent / "plain", tiny, "delete_stores=true", code=2)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Settings are read before torch is loaded, so each task imports what it needs.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -149,32 +150,39 @@ def explain(config: ExplainConfig, overrides: list[str]) -> None:
 
 def forget(config: ForgetConfig, overrides: list[str]) -> None:
     """Take documents out of a corpus, after it is printed who read them."""
-    from pretrain.data.curation.forget import Request, find_documents, finish_forgetting
+    from pretrain.data.curation.forget import (
+        Request,
+        find_documents,
+        fingerprints_of,
+        finish_forgetting,
+        forgotten_before,
+    )
     from pretrain.data.curation.forget import forget as forget_documents
     from pretrain.data.curation.output_folder import locked
     from pretrain.evaluation.readers import lines_of, readers, stores_that_hold
     from pretrain.reports.curation import write_corpus_report
 
-    folder = Path(config.path).expanduser()
+    folder, cache = Path(config.path).expanduser(), Path(config.paths.cache_dir)
     request = Request(config.id, config.url, config.domain, config.text, config.file)
     finish_forgetting(folder)
-    found = find_documents(folder, request)
-    stores = stores_that_hold(
-        found.ids, Path(config.paths.cache_dir), [Path(each).expanduser() for each in config.exports]
-    )
+    found = find_documents(folder, request) if request else forgotten_before(folder)
+    stores = stores_that_hold(found.ids, cache, [Path(each).expanduser() for each in config.exports])
     roots = [Path(config.paths.logs_dir), *map(Path, config.exports)]
-    for line in lines_of(found, stores, readers(found.ids, stores, roots, Path(config.paths.cache_dir))):
+    for line in lines_of(found, stores, readers(fingerprints_of(folder), stores, roots, cache)):
         print(printable(line, one_line=True))
     if config.dry_run:
         print("dry run     nothing was changed")
         return
-    with locked(folder):
-        forget_documents(folder, found, request.tombstones())
-    if config.delete_stores:
-        for store in stores:
-            store.delete()
-    report = write_corpus_report(folder)
-    print(printable(f"forgotten   {len(found.kept):,} documents; work/ was deleted, the report is {report}"))
+    if request:
+        with locked(folder):
+            forget_documents(folder, found, request.tombstones())
+        report = write_corpus_report(folder)
+        print(printable(f"forgotten   {len(found.kept):,} documents; work/ was deleted, the report is {report}"))
+    for corpus in sorted({store.corpus for store in stores}):
+        again = f"{command('forget')} path={folder} delete_stores=true deletes it"
+        if config.delete_stores:
+            shutil.rmtree(corpus, ignore_errors=True)
+        print(printable(f"tokens      {corpus} {'was deleted' if config.delete_stores else f'stays: {again}'}"))
 
 
 def inspect(config: InspectConfig, overrides: list[str]) -> None:

@@ -117,10 +117,12 @@ class ForgetConfig(Settings):
         None, "The host of documents; those below it are forgotten too.", example="example.org"
     )
     text: str | None = setting(None, "The whole text of a document.")
-    file: str | None = setting(None, "An input file, with its source before it.", example="web/pages.jsonl")
+    file: str | None = setting(
+        None, "An input file with its source before it, or an origin as outputs name it.", example="web/pages.jsonl"
+    )
     dry_run: bool = setting(False, "Say what would be forgotten and who read it, and change nothing.")
     delete_stores: bool = setting(
-        False, "Delete cached tokens of the documents too; runs on them can no longer be resumed exactly."
+        False, "Delete cached tokens of the documents too; alone, of all that the corpus has forgotten."
     )
     exports: list[str] = setting(
         default_factory=list,
@@ -134,6 +136,8 @@ class ForgetConfig(Settings):
         refuse_address("path", self.path)
         names = ("id", "url", "domain", "text", "file")
         given = [name for name in names if getattr(self, name) is not None]
+        if not given and self.delete_stores:
+            return
         if len(given) != 1 or not getattr(self, given[0]):
             raise ConfigError(
                 f"one of id=, url=, domain=, text= and file= says what to forget, and there are {len(given)}. "

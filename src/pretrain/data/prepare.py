@@ -129,6 +129,17 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> 
     return prepare(data, tokenizer, cache, report=lambda line: None)
 
 
+def kept_store(fingerprint: str, cache: Path) -> Store | None:
+    """Return the cached store whose training documents have this fingerprint, of whatever text it was made.
+
+    So the tokens of a single source are found when its text has changed since. Raises DataError if it is damaged.
+    """
+    for path in sorted((cache / "stores").glob("*/train/manifest.json")):
+        if json.loads(path.read_bytes()).get("fingerprint") == fingerprint:
+            return Store(path.parent)
+    return None
+
+
 def check_files(data: DataConfig) -> None:
     """Raise DataError if local files named by the settings do not exist; nothing is read."""
     for name, part in data.parts().items():

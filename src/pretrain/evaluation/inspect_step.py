@@ -15,8 +15,9 @@ from pretrain.config.stages import course_of
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.collate import IGNORE
 from pretrain.data.mixture import own_order
-from pretrain.data.prepare import prepare, training_rows
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.data.prepare import Corpus, Prepared, kept_store, prepare, training_rows
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.launch.resume import saved_sizes
 from pretrain.launch.run_folder import CONFIG, saved_settings
 
@@ -48,7 +49,8 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
     """Yield the rows of a step of a run, counted from 1, in the order of the stream.
 
     They are computed from the run's settings and do not depend on its number of devices. Raises CheckpointError for a
-    folder without a run, ConfigError for a step below 1 or before a change of the order of rows.
+    folder without a run, ConfigError for a step below 1 or before a change of the order of rows, DataError if the text
+    has changed since the run and its tokens are no longer cached.
     """
     if step < 1:
         raise ConfigError(f"step={step} is below 1, the first step of a run. Try step=1.")
@@ -63,8 +65,7 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
             "later; earlier steps "
             "are in ledger.jsonl of a run with logging.ledger=true."
         )
-    cache = Path(config.paths.cache_dir)
-    prepared = prepare(config.data, config.tokenizer, cache, lambda text: None, whole.data)
+    prepared = _prepared_as_read(config, whole, checkpoint)
     begins = batch_sizes.order_begins(step - 1)
     order = own_order(stage, begins, config.seed) if stage else config.seed
     stream = training_rows(prepared, config.data, config.model.context_length, order)
@@ -82,6 +83,24 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
             text, marked = tokenizer.decode(tokens), tokenizer.decode_marked(tokens)
             pieces.append(InspectedPiece(document, name, offset, len(tokens), text, learned, marked))
         yield InspectedRow(sample, row.id, row.id in excluded, pieces)
+
+
+def _prepared_as_read(config: RunConfig, whole: RunConfig, checkpoint: Checkpoint | None) -> Prepared:
+    """Return the tokens that a run read: those of its text, or if that has changed since, those still cached."""
+    cache = Path(config.paths.cache_dir)
+    recorded = None if checkpoint is None else checkpoint.progress.get("data_fingerprint")
+    if checkpoint is not None and (store := kept_store(str(recorded), cache)) is not None:
+        tokenizer = Tokenizer.load(checkpoint.tokenizer_folder)
+        store.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
+        return Prepared(tokenizer, {"": Corpus(store.folder.parent, store, None)})
+    prepared = prepare(config.data, config.tokenizer, cache, lambda text: None, whole.data)
+    if recorded not in (None, prepared.fingerprint):
+        raise DataError(
+            f"the text of the run has changed: it read {str(recorded)[:12]}, which is no longer in "
+            f"paths.cache_dir={cache}, and now the text is {prepared.fingerprint[:12]}. Restore the text. The ids of "
+            "its rows are in ledger.jsonl of a run with logging.ledger=true."
+        )
+    return prepared
 
 
 def _runs(targets: list[int]) -> list[list[int]]:

@@ -3,9 +3,7 @@
 The rows of a step are a pure function of the settings, so the steps are exact, however often a run was resumed.
 """
 
-import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ from pretrain.config.run import RunConfig
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.curation.forget import Found
 from pretrain.data.mixture import MixtureDataset, mixture_dataset, own_order
-from pretrain.data.prepare import find_prepared, training_rows
+from pretrain.data.prepare import find_prepared, kept_store, training_rows
 from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.token_store.store import Store
 from pretrain.data.train_stream import ShuffledRows
@@ -38,10 +36,6 @@ class HeldStore:
     corpus: Path  # the folder of all stores of its source
     store: Store
     documents: Ints  # their indices, sorted
-
-    def delete(self) -> None:
-        """Delete all stores of the source; they are made again from the text."""
-        shutil.rmtree(self.corpus, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -75,8 +69,13 @@ def stores_that_hold(ids: frozenset[str], cache: Path, exports: Sequence[Path] =
     return found
 
 
-def readers(ids: frozenset[str], stores: Sequence[HeldStore], roots: Sequence[Path], cache: Path) -> Iterator[Reader]:
-    """Yield the runs below `roots` that read documents of these names in a training step, or may have."""
+def readers(
+    corpora: frozenset[str], stores: Sequence[HeldStore], roots: Sequence[Path], cache: Path
+) -> Iterator[Reader]:
+    """Yield the runs below `roots` that read the documents of `stores` in a training step, or may have.
+
+    A run whose tokens are gone may have if it read a corpus with one of the fingerprints `corpora`.
+    """
     cards = list(_cards(roots))
     for run in sorted({run for root in roots for run in runs_below(root)}):
         checkpoint, _ = newest(run)
@@ -87,13 +86,19 @@ def readers(ids: frozenset[str], stores: Sequence[HeldStore], roots: Sequence[Pa
             steps, unknown = _steps(checkpoint, (config, whole, sizes), stores, cache)
         except (CheckpointError, ConfigError, DataError) as error:
             steps, unknown = [], f"its settings cannot be read: {error}"
-        if not steps and not unknown:
+        if not steps and not (unknown and _read_one_of(corpora, checkpoint)):
             continue
         first = steps[0] if steps else 0
         kept = [folder.name for folder in step_folders(run / "checkpoints") if int(folder.name[5:]) >= first]
         fingerprint = str(checkpoint.progress.get("data_fingerprint"))
         exports = [path for path, of, step in cards if of == fingerprint and step >= first]
         yield Reader(run, steps, unknown, kept, exports)
+
+
+def _read_one_of(corpora: frozenset[str], checkpoint: Checkpoint) -> bool:
+    """Return whether a run read one of these corpora, or one whose fingerprint it did not record."""
+    read = [corpus.get("fingerprint") for corpus in checkpoint.progress["corpora"].values()]
+    return None in read or not corpora.isdisjoint(read)
 
 
 def _steps(
@@ -131,9 +136,8 @@ def _dataset(
     for held in stores:
         if held.store.fingerprint == recorded:
             return mixture_dataset({"": held.store}, config.data, length, 0, order)  # type: ignore[arg-type]
-    for folder in sorted((cache / "stores").glob("*/train/manifest.json")):
-        if json.loads(folder.read_bytes()).get("fingerprint") == recorded:
-            return mixture_dataset({"": Store(folder.parent)}, config.data, length, 0, order)  # type: ignore[arg-type]
+    if (kept := kept_store(recorded, cache)) is not None:
+        return mixture_dataset({"": kept}, config.data, length, 0, order)  # type: ignore[arg-type]
     try:
         prepared = find_prepared(whole.data if config.tokenizer.trains else config.data, config.tokenizer, cache)
     except DataError:
@@ -208,9 +212,9 @@ def lines_of(found: Found, stores: Sequence[HeldStore], read_by: Iterable[Reader
     for identity, origin in sorted(found.kept.items()):
         yield f"document    {identity}  {origin}"
     if found.removed:
-        yield f"copies      {len(found.removed):,} texts that were removed before: they stay out later too"
+        yield f"copies      {len(found.removed):,} texts that left the corpus before: they stay out later too"
     for held in stores:
-        yield f"tokens      {held.store.folder}: {len(held.documents):,} of them; delete_stores=true deletes it"
+        yield f"tokens      {held.store.folder}: {len(held.documents):,} of them"
     count = 0
     for reader in read_by:
         count += 1

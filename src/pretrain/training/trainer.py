@@ -89,6 +89,7 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*The `srun` command is available.*")  # a run alone is one on a cluster too
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*using `LearningRateMonitor` callback with models that have no learning rate.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

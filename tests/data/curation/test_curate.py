@@ -161,7 +161,9 @@ def test_a_new_threshold_reads_no_text_again(raw: Path, tmp_path: Path) -> None:
     output = tmp_path / "corpus"
     run(raw, output)
     done = {path: path.stat().st_mtime_ns for path in output.glob("work/*/*.done")}
-    manifest = run(raw, output, "rules.gopher.min_words=null", "rules.gopher.min_stop_words=null")
+    words, said = ("rules.gopher.min_words=null", "rules.gopher.min_stop_words=null"), list[str]()
+    manifest = curate(config_of(*words_of(raw, output, *words)), report=said.append)
+    assert [line for line in said if line.startswith("replaced    a corpus of ")], said
     assert manifest["sources"]["web"]["documents"]["kept"] == 41
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
     added = {path.parent.name.partition("-")[0] for path in output.glob("work/*/*.done")} - {"files"}

@@ -48,8 +48,10 @@ from pretrain.data.curation.manifest import (
     add_all,
     by_source,
     check_identity,
+    earlier_manifest,
     made_with,
     manifest_bytes,
+    report_replaced,
 )
 from pretrain.data.curation.near_duplicates.shuffle_files import number_of_partitions
 from pretrain.data.curation.output_folder import locked, sweep
@@ -103,7 +105,9 @@ def curate(config: CurationConfig, report: Report = print) -> dict[str, Any]:
         finish_forgetting(output)
         check_has_not_grown(output)
         if not config.append:
-            return _Curation(config, output, engine, report).run()
+            before, written = earlier_manifest(output), _Curation(config, output, engine, report).run()
+            report_replaced(before, written, report)
+            return written
         base = Path(str(config.base)).expanduser()
         manifest = appended_before(base, output)
         if manifest is None:
@@ -434,8 +438,7 @@ class _Curation:
             if "verdicts" in known:
                 link(file_of(self.work / known["verdicts"], 0, "items.parquet"), self.output / ITEMS)
             merge_attribution(folder, self.output)
-            timings = json.dumps(self.timings, indent=1).encode()
-            write_atomically(self.output / "timings.json", timings)
+            write_atomically(self.output / "timings.json", json.dumps(self.timings, indent=1).encode())
             for name in ("data", "decisions", "index"):
                 sync_to_disk(self.output / name)
             data = manifest_bytes({"fingerprint": digest.hexdigest(), **contents, "shards": shards})

@@ -34,19 +34,23 @@ from pretrain.data.curation.writing import Written, count_documents
 from pretrain.errors import ConfigError, DataError, printable
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
 from pretrain.files.untrusted_files import read_json
+from pretrain.program import command
 
 PENDING = "forgetting.json"
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which documents to forget; exactly one field is set."""
+    """Which documents to forget; one field is set, or none for those that were forgotten before."""
 
     id: str | None = None  # or its beginning, of 8 digits or more
     url: str | None = None
     domain: str | None = None  # and those below it
     text: str | None = None  # all of it
-    file: str | None = None  # <source>/<file>, as origins name it
+    file: str | None = None  # <source>/<file>, or an origin: that with its line or byte
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in vars(self).values())
 
     def __str__(self) -> str:
         name, value = next((name, value) for name, value in vars(self).items() if value is not None)
@@ -69,7 +73,7 @@ class Request:
             return f".{domain_of(url)}".endswith(f".{self.domain.lower()}")
         if self.text is not None:
             return identity in (text_key(self.text).hex(), text_key(f"{self.text}\n").hex())
-        return origin.rpartition(":")[0] == self.file
+        return self.file in (origin, origin.rpartition(":")[0])
 
 
 @dataclass
@@ -107,9 +111,33 @@ def find_documents(folder: Path, request: Request) -> Found:
     if not found.ids:
         raise ConfigError(
             f"{request} is no document of {printable(str(folder))}. Ids, addresses and origins are in its data/. A "
-            "domain is a host such as example.org, a file is <source>/<file>, a text must be the whole text."
+            "domain is a host such as example.org, a file is <source>/<file>, a text must be the whole text. Tokens of "
+            f"what was forgotten before are deleted by {command('forget')} path={printable(str(folder))} "
+            "delete_stores=true alone."
         )
     return found
+
+
+def forgotten_before(folder: Path) -> Found:
+    """Return the documents that a corpus was asked to forget, which it no longer holds.
+
+    Raises ConfigError if there is none, DataError if the folder holds no sound corpus.
+    """
+    read_manifest(folder)
+    found = Found(removed=set(read_tombstones([folder]).texts))
+    if not found.ids:
+        raise ConfigError(
+            f"{printable(str(folder))} has forgotten no document. Say which: domain=example.org dry_run=true."
+        )
+    return found
+
+
+def fingerprints_of(folder: Path) -> frozenset[str]:
+    """Return the fingerprint of a corpus, and those that it had before it grew or documents were forgotten."""
+    manifest = read_manifest(folder)
+    before = [removal["before"] for removal in manifest.get("removals", [])]
+    before += [each["fingerprint"] for each in manifest.get("grown", [])]
+    return frozenset([manifest["fingerprint"], *before])
 
 
 def _rows(folder: Path, pattern: str, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,8 @@ import platform
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         reason = printable(" ".join(str(error).split()), one_line=True)[:300]
         raise DataError(f"{printable(str(path))} is not the manifest of a corpus: {reason}.") from None
     return manifest
+
+
+def earlier_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest that a folder has already; None if it has no sound one."""
+    with suppress(DataError):
+        return read_manifest(folder)
+    return None
+
+
+def report_replaced(before: Mapping[str, Any] | None, now: Mapping[str, Any], report: Callable[[str], object]) -> None:
+    """Say which other corpus has made room for this one in its folder, if one has."""
+    if before is not None and before["fingerprint"] != now["fingerprint"]:
+        count, sources = before["documents"], printable(", ".join(before["sources"]))
+        report(f"replaced    a corpus of {count:,} documents from {sources}; runs that read it cannot be resumed")
 
 
 def _check_names(manifest: dict[str, Any]) -> None:
