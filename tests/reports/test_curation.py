@@ -74,6 +74,9 @@ def test_the_report_says_what_the_manifest_says(corpus: Path) -> None:
         "exact duplicates: 2 (3.1%); kept: 32 (50.0%)."
     )
     assert "25 · 25 · 25" in page
+    sources = page.partition("<h2>Sources</h2>")[2].partition("</table>")[0]
+    assert '<td class="number" data-head="share kept">100.0%</td>' in sources  # on a narrow screen each has its name
+    assert '<td class="number" data-head="characters">' in sources
     assert "CC0-1.0" in page
     assert "gopher.words: 20</summary>" in page  # samples: at most 20
     assert "Words that are not signs alone. Allowed: at least 20." in page

@@ -46,6 +46,7 @@ from pretrain.data.curation.units import read_unit
 
 WRITE_VERSION = 4
 SAMPLE_CHARACTERS = 2000
+_COMPARED_CHARACTERS = 100_000  # of a sampled near-duplicate, to find where it differs: memory is bounded
 _BEFORE_DIFFERENCE = 200  # characters of a sampled near-duplicate before the first place that differs from its twin
 DOMAINS_OF_A_UNIT = 10_000
 SHARD = pa.schema(
@@ -259,13 +260,13 @@ class _Group:
         return replaced(text, self.settings["kinds"], remove=self.settings["replacement"] == "nothing")
 
     def sampled_text(self, number: int) -> str:
-        """Return the beginning of the text of a document that is removed; of a near-duplicate, all of it.
+        """Return the beginning of the text of a document that is removed; of a near-duplicate, more of it.
 
         What is shown of it is chosen when the text that stays is written: `merge_samples`.
         """
         text: str = self.table["text"][number].as_py()
         if self.removed_by[number] == NEAR_RULE:
-            return self.without_personal_data(written_text(text, self.settings["c4"]))[0]
+            return self.without_personal_data(written_text(text, self.settings["c4"])[:_COMPARED_CHARACTERS])[0]
         return self.without_personal_data(text[:SAMPLE_CHARACTERS])[0]
 
     def shard(self, kept: list[int]) -> dict[str, Any]:
@@ -412,7 +413,7 @@ def _cut_near(rows: list[dict[str, Any]], output: Path) -> None:
     for row in rows:
         _, twin = twins.get(row["duplicate_of"], ("", row["text"]))  # one of a base corpus is not here
         differs_at = first_difference(row["text"], twin)
-        has_difference = differs_at < max(len(row["text"]), len(twin))
+        has_difference = differs_at < max(len(row["text"]), len(twin)) and differs_at < _COMPARED_CHARACTERS
         row["start"] = max(0, differs_at - _BEFORE_DIFFERENCE) if has_difference else 0
         row["text"] = row["text"][row["start"] :][:SAMPLE_CHARACTERS]
 
