@@ -126,7 +126,7 @@ def _check_scores(raw: Path, corpus: Path, tiny: TinyRun, run: str) -> None:
     assert "| pairs | 6 | 1 | 1 | 1 | 1 | 1 | 1 |" in card
     assert f"| clean/accuracy | {found['clean/accuracy']:,.4f} |" in card
     assert "## Scores: minimal_pairs" in card
-    assert "no run of words stands in the training data" in card
+    assert "GPT-3: no run of 13 words of them stands in the curated training data" in card
     plain = tiny.folder / "plain"
     curate(config_of(raw, plain), lambda line: None)
     with pytest.raises(DataError, match="was compared with no evaluation set"):

@@ -217,6 +217,18 @@ def test_the_card_shows_scores_of_this_checkpoint(runs: dict[str, Path], tmp_pat
         assert line in page.splitlines()
     assert "a figure near 50 does not show that the model is harmless" in page
     assert "elapsed_s" not in page
+    assert "`clean/`" not in page
+    quiz = figures | {
+        "task": "multiple_choice",
+        "clean/accuracy": 0.5,
+        "settings": {"path": "/home/me/sets/quiz.jsonl"},
+    }
+    scores.write_text(json.dumps(quiz))
+    export_model(ExportConfig(output=str(tmp_path / "quiz"), evaluations=[str(scores)]), runs["causal"])
+    page = (tmp_path / "quiz" / "README.md").read_text()
+    assert "## Scores: multiple_choice on quiz.jsonl\n" in page
+    assert "/home/me" not in page
+    assert "clean by the definition of GPT-3: no run of `decontaminate.words` words of them stands in the" in page
     for text, message in (
         ("[]", r"evaluations=.*bias\.json has scores of None, and the model is .*\. Score it: "),
         (json.dumps(figures | {"checkpoint": "other"}), r"has scores of other, and the model is "),

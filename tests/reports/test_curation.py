@@ -2,22 +2,25 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from pretrain.commands.tasks import explain
 from pretrain.config.compose import compose, register_schemas
-from pretrain.config.curate import CurateConfig, ExplainConfig
+from pretrain.config.curate import CurateConfig, ExplainConfig, preset_with
 from pretrain.data.config import CuratedConfig, CuratedOnly
 from pretrain.data.curation.config import RulesConfig
 from pretrain.data.curation.corpus_statistics import clusters, thresholds
 from pretrain.data.curation.curate import curate
-from pretrain.data.curation.explain import explain_id, explain_rule, lines_of
+from pretrain.data.curation.explain import explain_id, explain_rule, lines_of, rule_lines
 from pretrain.data.curation.manifest import read_manifest
 from pretrain.data.curation.passages import passages
-from pretrain.data.curation.rules import RULE_NAMES, rule_settings, rules_of
+from pretrain.data.curation.rule_values import RULE_VALUES
+from pretrain.data.curation.rules import RULE_NAMES, rule_record, rule_settings, rules_of
 from pretrain.data.sources.curated import Curated
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.planning.answer import answer
@@ -71,8 +74,13 @@ def test_the_report_says_what_the_manifest_says(corpus: Path) -> None:
         "exact duplicates: 2 (3.1%); kept: 32 (50.0%)."
     )
     assert "25 · 25 · 25" in page
+    sources = page.partition("<h2>Sources</h2>")[2].partition("</table>")[0]
+    assert '<td class="number" data-head="share kept">100.0%</td>' in sources  # on a narrow screen each has its name
+    assert '<td class="number" data-head="characters">' in sources
     assert "CC0-1.0" in page
     assert "gopher.words: 20</summary>" in page  # samples: at most 20
+    assert "Words that are not signs alone. Allowed: at least 20." in page
+    assert "Rules: none for book; thresholds of their own for web." in page
 
 
 def test_hostile_texts_stay_texts(corpus: Path) -> None:
@@ -127,6 +135,37 @@ def test_explain_says_why(corpus: Path) -> None:
     assert lines_of(kept, 0, all_rules=False)[1:] == ["kept"]
 
 
+def test_explain_lists_the_rules_that_removed_something(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for config in (ExplainConfig(path=str(corpus)), ExplainConfig(path=str(corpus), rule="")):
+        explain(config, [])
+        assert capsys.readouterr().out.splitlines() == [
+            "removed          25  gopher.words", "removed           4  gopher.hash", "removed           2  exact",
+            "to see some: rule=gopher.words",
+        ]  # fmt: skip
+
+
+def test_where_no_document_was_removed_no_rule_is_proposed(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("A text.")
+    register_schemas("curate", CurateConfig)
+    source = f"sources.mine={{kind: text_files, path: {tmp_path}/one.txt, license: unknown}}"
+    config: CurateConfig = compose("curate", [source, "rules=none", "workers=1", f"output={tmp_path}/corpus"])
+    curate(config, report=lambda line: None)
+    assert rule_lines(tmp_path / "corpus") == ["no document was removed; id= shows why one is kept"]
+    with pytest.raises(ConfigError, match=r"rule=near removed no document of .*\. None of its rules did\."):
+        explain_rule(tmp_path / "corpus", "near")
+    with pytest.raises(ConfigError, match=r"Ids are in the column id of decisions/ and data/\.$"):
+        explain_id(tmp_path / "corpus", "zz")
+
+
+def test_the_preset_of_rules_is_found_by_its_thresholds() -> None:
+    register_schemas("curate", CurateConfig)
+    for preset in ("gopher", "prose", "web_english", "none"):
+        sources = "sources.a={kind: text_files, path: x, license: unknown}"
+        config: CurateConfig = compose("curate", [sources, f"rules={preset}", "rules.max_personal_data=3", "output=y"])
+        assert preset_with(rule_record(rules_of(config.rules))) == preset  # rules on finds are in no preset
+    assert preset_with(rule_record(rules_of(replace(config.rules, min_characters=7)))) is None
+
+
 def test_explain_without_work_takes_what_is_there(corpus: Path) -> None:
     """Texts are in work/ until it is deleted; then samples and the corpus have some."""
     work, away = corpus / "work", corpus.with_name("work")
@@ -148,11 +187,12 @@ def test_explain_without_work_takes_what_is_there(corpus: Path) -> None:
 def test_mistakes_are_explained(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rule=gopher.word removed no document .* Did you mean gopher.words\?"):
         explain_rule(corpus, "gopher.word")
+    did = r"gopher.words \(25\), gopher.hash \(4\), exact \(2\)\."
+    with pytest.raises(ConfigError, match=rf"rule=gopher.alpha removed no document .* These rules did: {did}"):
+        explain_rule(corpus, "gopher.alpha")
     with pytest.raises(ConfigError, match=r"id=zz is no document of .* try rule=gopher.words"):
         explain_id(corpus, "zz")
-    with pytest.raises(ConfigError, match=r"id= or rule= says .* neither is given. Try rule=gopher.words n=5"):
-        ExplainConfig(path="x")
-    with pytest.raises(ConfigError, match="both are given"):
+    with pytest.raises(ConfigError, match=r"id=0 and rule=exact both say which documents .* Leave one of them out"):
         ExplainConfig(path="x", id="0", rule="exact")
     with pytest.raises(DataError, match=r"is no finished corpus"):
         explain_id(tmp_path, "0")
@@ -218,7 +258,11 @@ def test_the_documented_table_has_every_rule_with_its_value_and_settings() -> No
     page = (Path(__file__).parents[2] / "docs" / "concepts" / "curation.md").read_text(encoding="utf8")
     table = page.partition("<!-- rules -->\n")[2].partition("<!-- /rules -->")[0].splitlines()[2:]
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert [(name, value, settings) for name, value, _, settings in found] == [
-        (f"`{rule.name}`", f"`{rule.value}`", ", ".join(f"`{key}`" for key in rule_settings()[rule.name]))
+    plain = [(name, value, re.sub(r" \[\d\]$", "", how), settings) for name, value, how, settings in found]
+    assert plain == [
+        (
+            f"`{rule.name}`", f"`{rule.value}`", RULE_VALUES[rule.name],
+            ", ".join(f"`{key}`" for key in rule_settings()[rule.name]),
+        )
         for rule in rules_of(RulesConfig())
-    ]
+    ]  # fmt: skip

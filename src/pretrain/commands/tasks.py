@@ -130,14 +130,18 @@ def verify(config: VerifyConfig, overrides: list[str]) -> None:
 
 
 def explain(config: ExplainConfig, overrides: list[str]) -> None:
-    """Print why documents of a corpus were removed."""
-    from pretrain.data.curation.explain import explain_id, explain_rule, lines_of
+    """Print why documents of a corpus were removed, or which rules removed how many."""
+    from pretrain.data.curation.explain import explain_id, explain_rule, lines_of, rule_lines
 
     folder = Path(config.path).expanduser()
     if config.id is not None:
         found = explain_id(folder, config.id, config.n)
+    elif config.rule:
+        found = explain_rule(folder, config.rule, config.n)
     else:
-        found = explain_rule(folder, str(config.rule), config.n)
+        found = []
+        for line in rule_lines(folder):
+            print(printable(line, one_line=True))
     for number, document in enumerate(found):
         lines = lines_of(document, config.characters, all_rules=config.id is not None)
         for line in ([""] if number else []) + lines:

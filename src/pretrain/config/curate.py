@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ from pretrain.config.named_entries import CORPUS_SOURCES, typed_entries
 from pretrain.config.preset_folders import config_file, presets
 from pretrain.config.setting import Settings, plugins_setting, setting
 from pretrain.data.curation.config import SOURCE_KINDS, CurationConfig, RulesConfig, checked_sources
+from pretrain.data.curation.rules import rule_record, rules_of
 from pretrain.errors import ConfigError, nearest
 from pretrain.files.object_storage import refuse_address
 from pretrain.training.config import PathsConfig
@@ -67,6 +70,25 @@ def _preset_of_rules(key: str, name: str) -> RulesConfig:
     except (OSError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
     return rules
+
+
+def preset_with(rules: Mapping[str, Any]) -> str | None:
+    """Return the name of the preset that has these rules with these thresholds, as a manifest records them.
+
+    None if there is none. Rules on scores, languages and personal data are in no preset, and not compared. A preset
+    of the user's own that cannot be read is passed over: it is not the one that was used.
+    """
+    wanted = _preset_rules(rules)
+    for name in presets("rules"):
+        with suppress(ConfigError):
+            if _preset_rules(rule_record(rules_of(_preset_of_rules("rules", name)))) == wanted:
+                return name
+    return None
+
+
+def _preset_rules(rules: Mapping[str, Any]) -> dict[str, Any]:
+    added = ("quality.", "toxicity.", "language.", "personal_data.")
+    return {name: rule for name, rule in rules.items() if not name.startswith(added)}
 
 
 @dataclass
@@ -127,11 +149,13 @@ class ForgetConfig(Settings):
 
 @dataclass
 class ExplainConfig(Settings):
-    """Say why documents of a curated corpus were removed: text, values beside thresholds, and twin."""
+    """List the rules that removed documents of a curated corpus, or say why single documents were removed."""
 
     path: str = setting(MISSING, "The folder of a corpus that curate wrote.")
     id: str | None = setting(None, "Id of a document, or its beginning; or give rule.", example="9f86d081884c7d65")
-    rule: str | None = setting(None, "Show documents that this rule removed, such as gopher.words, exact or near.")
+    rule: str | None = setting(
+        None, "Show documents that this rule removed, such as near; without it and id, the rules and their counts."
+    )
     n: int = setting(5, "Most documents to show.", bounds="[1, inf)", unit="documents")
     characters: int = setting(600, "Characters of each text to print.", bounds="[0, inf)", unit="characters")
     plugins: list[str] = plugins_setting()
@@ -140,8 +164,7 @@ class ExplainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_address("path", self.path)
-        if (self.id is None) == (self.rule is None):
-            both = "both are" if self.id is not None else "neither is"
+        if self.id is not None and self.rule:
             raise ConfigError(
-                f"id= or rule= says which documents to explain, and {both} given. Try rule=gopher.words n=5."
+                f"id={self.id} and rule={self.rule} both say which documents to explain. Leave one of them out."
             )

@@ -161,9 +161,16 @@ def _evaluations(config: ExportConfig, source: ModelFolder) -> dict[str, dict[st
             )
         figures: dict[str, object] = {name: value for name, value in record.items() if isinstance(value, int | float)}
         figures.pop("elapsed_s", None)
-        task = str(record.get("task", "documents"))
+        task = str(record.get("task", "documents")) + _scored_file(record)
         found[f"{task} ({Path(each).stem})" if task in found else task] = figures
     return found
+
+
+def _scored_file(record: dict[str, object]) -> str:
+    """Return the name of the file that was scored, without the folders of this machine; "" if none is recorded."""
+    settings = record.get("settings")
+    path = settings.get("path") if isinstance(settings, dict) else None
+    return f" on {Path(path).name}" if isinstance(path, str) and path else ""
 
 
 def _write(

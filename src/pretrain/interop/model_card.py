@@ -133,14 +133,25 @@ class ModelCard:
         if self.scores:
             lines += ["", "## Validation at the end of training", "", *_table(self.scores)]
         for task, figures in self.evaluations.items():
-            about = _ABOUT.get(task.partition(" (")[0])
+            about = _ABOUT.get(task.partition(" ")[0])
             lines += ["", f"## Scores: {_plain(task)}", "", *_table(figures)]
             lines += ["", about] if about else []
             if any(figure.startswith("clean/") for figure in figures):
-                lines += ["", "`clean/` are the items of which no run of words stands in the training data."]
+                lines += ["", _clean_items(self.corpora)]
         license_line = f"Weights: {_plain(self.license) if self.license else 'not stated'}."
         lines += ["", "## License", "", f"{license_line} The license of the data, if known, is in the tables above."]
         return "\n".join(lines) + "\n"
+
+
+def _clean_items(corpora: Mapping[str, CuratedText]) -> str:
+    """Return which items the scores on clean ones are of: the definition, and that others count otherwise."""
+    lengths = {corpus.decontamination.words for corpus in corpora.values() if corpus.decontamination is not None}
+    words = " or ".join(map(str, sorted(lengths))) if lengths else "`decontaminate.words`"
+    return (
+        f"`clean/` are the items that are clean by the definition of GPT-3: no run of {words} words of them stands in "
+        "the curated training data, but for runs that stand in many of its documents, and they are long enough to be "
+        "checked. By another definition, such as PaLM's, some of them may count as contaminated."
+    )
 
 
 def _of_corpus(corpus: CuratedText) -> Iterator[str]:

@@ -6,27 +6,29 @@ are hostile: all of them pass `escaped`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.curation.corpus_statistics import Threshold, clusters, languages, order_of, samples, thresholds
+from pretrain.config.curate import preset_with
+from pretrain.data.curation.corpus_statistics import Threshold, languages, order_of, thresholds
 from pretrain.data.curation.manifest import add_all, read_manifest
-from pretrain.data.curation.passages import passages
-from pretrain.data.curation.rules import DUPLICATE_RULES, EXACT_RULE, LICENSE, NEAR_RULE, rule_settings
+from pretrain.data.curation.rules import DUPLICATE_RULES, EXACT_RULE, NEAR_RULE
 from pretrain.data.curation.writing import SAMPLE_CHARACTERS
 from pretrain.errors import CheckpointError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.reports.chart import WIDE, WIDTH, Bar, Histogram, Look, bar_chart, histogram, short
-from pretrain.reports.page import Cell, Page, card, code, escaped, grid, marked, number, table
+from pretrain.reports.curated_documents import about_rule, duplicates_cards, sample_parts
+from pretrain.reports.page import Cell, Page, card, escaped, grid, number, table
 
 PAGE = "report.html"
 ROWS = 20  # of a table of domains, licenses or languages
 SOURCES = 8  # that have columns of their own
 _READ, _REMOVED, _COPIES, _KEPT = 0, 1, 3, 2  # colors
-_ABOUT = {
-    LICENSE: "The license may not be used", EXACT_RULE: "The text is that of another document",
-    NEAR_RULE: "The text is almost that of another document",
+_DEFINITIONS = {  # of contamination, by the names that the manifest has; llama_3 is a curve and not shown
+    "gpt_3": "GPT-3", "one_document": "one document", "palm": "PaLM", "llama_2_dirty": "Llama 2 dirty",
+    "llama_2_not_clean": "Llama 2 not clean",
 }  # fmt: skip
 
 
@@ -49,12 +51,13 @@ def corpus_page(folder: Path) -> str:
     manifest = read_manifest(folder)
     sources: dict[str, Any] = manifest["sources"]
     counts = add_all(source["documents"] for source in sources.values())
-    page = Page("Curated corpus", f"Fingerprint {manifest['fingerprint']}, made by pretrain {_version(manifest)}")
+    about = f"{_rules_in_words(manifest['settings'])} Fingerprint {manifest['fingerprint']}, made by pretrain"
+    page = Page(f"Corpus {folder.resolve().name}", f"{about} {_version(manifest)}")
     page.tiles = [
         (f"{counts['kept']:,}", f"documents kept of {counts['read']:,}"),
         (_percent(counts["kept"], counts["read"]), "of the documents"),
-        (short(manifest["characters"]), "characters kept"), (f"{len(sources):,}", "sources"),
-        (f"{len(manifest['licenses']):,}", "licenses"),
+        (short(manifest["characters"]), "characters kept"), (f"{len(sources):,}", _noun(len(sources), "source")),
+        (f"{len(manifest['licenses']):,}", _noun(len(manifest["licenses"]), "license")),
     ]  # fmt: skip
     page.add("From read to kept", card(_waterfall(counts)), note="Each document is counted once: by what removed it.")
     page.add("Sources", card(_sources(sources)))
@@ -73,13 +76,11 @@ def corpus_page(folder: Path) -> str:
         "would keep with another threshold, all others unchanged, before duplicates are removed."
         + (f" Not shown: {', '.join(of_language)}, with thresholds for each language." if of_language else ""),
     )  # fmt: skip
-    page.add("Duplicates", grid(_duplicates(folder, manifest), "one"))
+    page.add("Duplicates", grid(duplicates_cards(folder, manifest["duplicates"]), "one"))
     if "decontamination" in manifest:
         page.add(
             "Evaluation sets", card(_sets(manifest["decontamination"])),
-            note="Items of which runs of words stand in the corpus, by each published definition. GPT-3: any run. "
-            "PaLM: 70 % of the runs of 8 words. Llama 2: 80 % (dirty) or 20 % (not clean) of the words lie in runs of "
-            f"11. Runs in more than {manifest['decontamination']['ignore_above']} documents count nowhere.",
+            note=_definitions(manifest["decontamination"]),
         )  # fmt: skip
     if (personal := manifest.get("personal_data", {})).get("kinds"):
         page.add(
@@ -93,15 +94,36 @@ def corpus_page(folder: Path) -> str:
         "of its texts. Evidence says where each was found.",
     )  # fmt: skip
     page.add(
-        "Samples of what was removed", *_samples(folder, manifest),
+        "Samples of what was removed", *sample_parts(folder, manifest),
         note=f"Chosen by hash, not by hand. Of a long text the first {SAMPLE_CHARACTERS:,} characters are shown, and "
-        "what the rule counts in them is marked.",
+        "what the rule counts in them is marked. Of a near-duplicate and of the text that stays for it, the first "
+        "places at which they differ are shown.",
     )  # fmt: skip
     return page.render()
 
 
 def _version(manifest: Mapping[str, Any]) -> str:
     return str(manifest["made"].get("pretrain", "?"))
+
+
+def _rules_in_words(settings: Mapping[str, Any]) -> str:
+    """Return by which preset of rules the documents of each source were judged, as a sentence."""
+    chosen: dict[str, list[str]] = {}
+    names: dict[str, str] = {}  # of presets, as most sources of many have the same rules
+    for source, rules in settings["rules"].items():
+        key = json.dumps(rules)
+        if key not in names:
+            names[key] = preset_with(rules) or "thresholds of their own"
+        by_language = source in settings.get("rules_of_languages", {})
+        chosen.setdefault("thresholds of each language" if by_language else names[key], []).append(source)
+    if len(chosen) == 1:
+        return f"Rules: {next(iter(chosen))}."
+    parts = [f"{preset} for {', '.join(sources[:SOURCES])}" for preset, sources in chosen.items()]
+    return f"Rules: {'; '.join(parts)}."
+
+
+def _noun(count: int, noun: str) -> str:
+    return noun if count == 1 else f"{noun}s"
 
 
 def _percent(part: float, whole: float) -> str:
@@ -138,23 +160,32 @@ def _waterfall(counts: Mapping[str, Any]) -> str:
 
 
 def _sources(sources: Mapping[str, Any]) -> str:
+    """Return the table of sources; what removes no document of any source has no column."""
+    every = [source["documents"] for source in sources.values()]
+    others = [rule for rule in DUPLICATE_RULES if rule not in (EXACT_RULE, NEAR_RULE)]
+    others = [rule for rule in others if any(documents.get(rule) for documents in every)]
     rows = []
     for name, source in sources.items():
         documents = source["documents"]
-        rules = sum(rule["first"] for rule in documents["removed"].values())
-        unusable = sum(documents["unusable"].values())
-        copies = documents["read"] - unusable - rules - documents["kept"]
+        removed = [
+            sum(documents["unusable"].values()), sum(rule["first"] for rule in documents["removed"].values()),
+            documents.get(EXACT_RULE, 0) + documents.get(NEAR_RULE, 0), *(documents.get(rule, 0) for rule in others),
+        ]  # fmt: skip
         rows.append(
             [name, source["license"], source["language"] or "not stated"]
-            + [number(f"{count:,}") for count in (documents["read"], unusable, rules, copies, documents["kept"])]
+            + [number(f"{count:,}") for count in (documents["read"], *removed, documents["kept"])]
             + [number(_percent(documents["kept"], documents["read"])), number(f"{source['characters']:,}")]
         )
-    heads = ["source", "license", "language", "read", "unusable", "by rules", "duplicates", "kept", "", "characters"]
-    return table(heads, rows)
+    return table(
+        ["source", "license", "language", "read", "unusable", "by rules", "duplicates",
+         *(DUPLICATE_RULES[rule] for rule in others), "kept", "share kept", "characters"],
+        rows, stacks=True,
+    )  # fmt: skip
 
 
 def _rules(sources: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     shown = sorted(sources, key=lambda name: (-sources[name]["documents"]["read"], name))[:SOURCES]
+    shown = shown if len(sources) > 1 else []  # the column of all says it
     rows = []
     for rule in sorted(counts["removed"], key=order_of):
         each = [sources[name]["documents"]["removed"].get(rule) for name in shown]
@@ -163,25 +194,17 @@ def _rules(sources: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
                 Cell(f'<code style="white-space: nowrap">{escaped(rule)}</code>'),
                 _three(counts["removed"][rule]),
                 *map(_three, each),
-                # on a narrow screen the table scrolls; without a width this column would make each row many lines high
-                Cell(f'<span style="display: inline-block; min-width: 16em">{escaped(_about(rule))}</span>'),
+                # without a width this column would make each row of many sources many lines high
+                Cell(f'<span style="display: inline-block; min-width: 16em">{escaped(about_rule(rule))}</span>'),
             ]
         )
     rest = [] if len(sources) <= SOURCES else [f"and {len(sources) - SOURCES} smaller sources, in the column of all"]
-    heads = ["rule", "all: first, would, alone", *shown, "what it counts"]
-    return table(heads, rows) + "".join(f'<p class="note">{escaped(text)}</p>' for text in rest)
+    heads = ["rule", "all: first · would · alone", *shown, "what it counts"]
+    return table(heads, rows, stacks=True) + "".join(f'<p class="note">{escaped(text)}</p>' for text in rest)
 
 
 def _three(count: Mapping[str, int] | None) -> Any:
     return number("" if count is None else f"{count['first']:,} · {count['would']:,} · {count['alone']:,}")
-
-
-def _about(rule: str) -> str:
-    return (
-        _ABOUT.get(rule)
-        or DUPLICATE_RULES.get(rule)
-        or "; ".join(dict.fromkeys(rule_settings().get(rule, {}).values()))
-    )
 
 
 def _threshold(each: Threshold, sources: int) -> str:
@@ -192,14 +215,16 @@ def _threshold(each: Threshold, sources: int) -> str:
         f"{rule.name}: {rule.value}", x=rule.value.replace("_", " "), log_x=each.is_log, log_y=True, marks=[*low, *high]
     )
     drawn = histogram(Histogram(each.edges.tolist(), each.counts.tolist(), "documents"), look)
-    parts = [f'<p class="note">{escaped(_about(rule.name))}.</p>' if _about(rule.name) else "", drawn]
+    parts = [f'<p class="note">{escaped(about_rule(rule.name))}</p>', drawn]
     for words, mark, kept in (("at least", rule.low, each.low_kept), ("at most", rule.high, each.high_kept)):
         if kept:
             cells = [number(f"{count:,}") for _, count in kept]
             heads = [words, *(short(value) for value, _ in kept)]
             parts.append(_row_of(heads, ["kept", *cells], [value == mark for value, _ in kept]))
     if each.unmeasured:
-        parts.append(f'<p class="note">{each.unmeasured:,} documents have no value, and stay.</p>')
+        one = each.unmeasured == 1
+        words = "document has no value, and stays" if one else "documents have no value, and stay"
+        parts.append(f'<p class="note">{each.unmeasured:,} {words}.</p>')
     some = "" if len(each.sources) == sources else f" ({', '.join(each.sources[:SOURCES])})"
     return card(*parts, heading=f"{rule.name}{some}")
 
@@ -214,31 +239,40 @@ def _strong(cell: Any) -> Any:
     return type(cell)(f"<b>{cell.html}</b>", cell.is_number)
 
 
-def _duplicates(folder: Path, manifest: Mapping[str, Any]) -> Iterable[str]:
-    sizes, largest = clusters(folder)
-    found = manifest["duplicates"]
-    facts = [[name.replace("_", " "), number(f"{count:,}")] for name, count in found.items() if isinstance(count, int)]
-    many = [[f"{size:,} documents", number(f"{count:,}")] for size, count in list(sizes.items())[-ROWS:] if size > 1]
-    yield grid([card(table(["duplicates", "documents"], facts)), card(table(["stands for", "kept"], many))], "two")
-    if largest:
-        rows = [[number(f"{each.size:,}"), code(each.origin), each.text] for each in largest]
-        yield card(table(["copies", "kept one", "how it begins"], rows, stacks=True), heading="Largest clusters")
-
-
 def _personal_data(found: Mapping[str, Any]) -> str:
     rows = [[kind, number(f"{found['replaced'].get(kind, 0):,}")] for kind in found["kinds"]]
     return table(["kind", "replaced" if found["replacement"] == "placeholder" else "cut out"], rows)
 
 
+def _definitions(found: Mapping[str, Any]) -> str:
+    """Return what the columns of the evaluation sets count, as sentences."""
+    words = found["words"]
+    return (
+        f"Items that stand in the corpus, by each published definition. GPT-3: any run of {words} words. One document: "
+        f"more than {found['share']:.0%} of these runs are in one document. PaLM: 70 % of the runs of 8 words. Llama "
+        "2: 80 % (dirty) or 20 % (not clean) of the words lie in runs of 11. Runs in more than "
+        f"{found['ignore_above']:,} documents are boilerplate and count nowhere. Not checkable: no part of the item "
+        "has 8 words, or all its runs are boilerplate. Longest: words of the longest passage that an item and a "
+        "document share."
+    )
+
+
 def _sets(found: Mapping[str, Any]) -> str:
     """Return the table of evaluation sets: items, and how many each definition calls contaminated."""
-    heads = ["set", "items", "not checkable", "GPT-3", "one document", "PaLM", "Llama 2 dirty", "not clean", "longest"]
+    heads = ["set", "items", "not checkable", *_DEFINITIONS.values(), "longest"]
     rows = []
     for name, each in found["sets"].items():
-        counts = [each["items"], each["not_checkable"], *each["contaminated"].values(), each["longest_words"]]
+        by_definition = (each["contaminated"][definition] for definition in _DEFINITIONS)
+        counts = [each["items"], each["not_checkable"], *by_definition, each["longest_words"]]
         rows.append([name, *(number(f"{count:,}") for count in counts)])
-    facts = f"{found['documents']:,} documents hold an item; they are to {found['action']}."
-    return f'{table(heads, rows)}<p class="note">{escaped(facts)}</p>'
+    share = f"more than {found['share']:.0%} of an item's runs"
+    if found["action"] == "drop":
+        facts = (
+            f"Documents that held {share} and were dropped: {found['documents']:,}. The table is about what is left."
+        )
+    else:
+        facts = f"Documents that hold {share} and are marked in the column contaminates: {found['documents']:,}."
+    return f'{table(heads, rows, stacks=True)}<p class="note">{escaped(facts)}</p>'
 
 
 def _origins(manifest: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
@@ -258,11 +292,11 @@ def _origins(manifest: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str
         ]  # fmt: skip
         rest = f'<p class="note">and {len(found) - ROWS:,} more</p>' if len(found) > ROWS else ""
         head = {"licenses": "license", "languages": "language"}.get(name, "evidence")
-        cards.append(card(table([head, "documents", "characters", ""], rows), rest, heading=heading))
+        cards.append(card(table([head, "documents", "characters", "share"], rows), rest, heading=heading))
     for name, head, heading in (("domains_top", "domain", "Domains"), ("dates", "year", "Years")):
         found = list(manifest[name].items())[:ROWS]
         rows = [[each, number(f"{count:,}"), number(_percent(count, counts["kept"]))] for each, count in found]
-        cards.append(card(table([head, "documents", ""], rows), heading=heading) if rows else "")
+        cards.append(card(table([head, "documents", "share"], rows), heading=heading) if rows else "")
     return cards
 
 
@@ -278,34 +312,4 @@ def _found_languages(folder: Path, manifest: Mapping[str, Any]) -> str:
     ]
     rest = f'<p class="note">and {len(found) - ROWS:,} more</p>' if len(found) > ROWS else ""
     heading = f"Languages of all usable documents, by {model['file']}"
-    return card(table(["language", "documents", "kept", ""], rows), rest, heading=heading)
-
-
-def _samples(folder: Path, manifest: Mapping[str, Any]) -> Iterable[str]:
-    rules: dict[str, dict[str, Any]] = {}
-    for of_source in manifest["settings"]["rules"].values():
-        rules = of_source | rules
-    for rule, rows in samples(folder).items():
-        inner = "".join(_sample(rule, row) for row in rows)
-        about = f'<p class="note">{escaped(_about(rule))}{_limits(rules.get(rule))}</p>'
-        yield f"<details><summary>{escaped(rule)}: {len(rows):,}</summary>{about}{inner}</details>"
-
-
-def _limits(rule: Mapping[str, Any] | None) -> str:
-    if rule is None or rule["high"] == -1.0:
-        return ""
-    words = [f"at least {short(rule['low'])}"] if rule["low"] is not None else []
-    words += [f"at most {short(rule['high'])}"] if rule["high"] is not None else []
-    return escaped(f": {' and '.join(words)}")
-
-
-def _sample(rule: str, row: Mapping[str, Any]) -> str:
-    facts = [str(row["origin"])]
-    if row["value"] is not None and order_of(rule)[0] and rule not in ("c4.lorem", "c4.curly"):
-        facts.append(f"value {row['value']:.6g}")
-    if row["duplicate_of"]:
-        facts.append(f"copy of {row['duplicate_of']}")
-    if row.get("similarity") is not None:
-        facts.append(f"similarity {row['similarity']:.3f}")
-    text = str(row["text"])
-    return f'<p class="note">{escaped(" · ".join(facts))}</p>{marked(text, passages(text, rule))}'
+    return card(table(["language", "documents", "kept", "share kept"], rows), rest, heading=heading)

@@ -43,7 +43,11 @@ h3 { margin: 0 0 8px; font-size: 15px; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; }
 .one { display: grid; grid-template-columns: minmax(0, 1fr); gap: 16px; }
 .card { padding: 14px 16px; min-width: 0; }
-.scroll { overflow-x: auto; }
+/* a shadow at a side where a table goes on: it stays, and what covers it moves with the table */
+.scroll { overflow-x: auto; background: linear-gradient(to right, var(--card) 40%, transparent) left / 36px 100% local,
+  linear-gradient(to left, var(--card) 40%, transparent) right / 36px 100% local,
+  linear-gradient(to right, var(--quiet), transparent) left / 12px 100% scroll,
+  linear-gradient(to left, var(--quiet), transparent) right / 12px 100% scroll; background-repeat: no-repeat; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 .narrow { display: none; }
 @media (max-width: 760px) { .wide { display: none; } .narrow { display: block; } h1 { font-size: 22px; }
@@ -69,14 +73,14 @@ code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaV
 code { overflow-wrap: anywhere; }
 pre { margin: 0 0 8px; padding: 10px 12px; background: var(--code); border-radius: 8px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
-mark { background: var(--mark); color: inherit; border-radius: 3px; }
+mark { background: var(--mark); color: inherit; border-radius: 3px; } mark:empty { padding: 0 3px; }
 details + details { margin-top: 6px; } summary { cursor: pointer; padding: 4px 0; font-weight: 600; }
 details pre { margin-top: 4px; max-height: 420px; overflow-y: auto; }
 a { color: var(--s1); } footer { margin-top: 48px; color: var(--muted); font-size: 13px; }
 svg text.mark { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 @media (max-width: 760px) { .stack thead { display: none; } .stack tr { display: block; padding: 8px 0;
   border-top: 1px solid var(--line); } .stack td { display: block; border: 0; padding: 1px 0; }
-  .stack td:empty { display: none; }
+  .stack tr:first-child { border-top: 0; } .stack td:empty { display: none; } .stack td.number { text-align: left; }
   .stack td[data-head]::before { content: attr(data-head) " "; color: var(--muted); font-size: 13px; } }
 @media print { body { background: #fff; } .card, .tile { break-inside: avoid; } }
 """
@@ -165,7 +169,8 @@ def table(
 ) -> str:
     """Return a table of texts and cells, empty without rows; row number `best` is marked.
 
-    On a narrow screen it can be moved sideways, or with `stacks` has its cells one below the other.
+    Where it is wider than the screen, it can be moved sideways, and a shadow shows that. With `stacks`, it has its
+    cells one below the other on a narrow screen.
     """
     if not rows:
         return ""
@@ -175,13 +180,14 @@ def table(
     body = []
     for position, row in enumerate(rows):
         cells = (cell if isinstance(cell, Cell) else Cell(escaped(cell)) for cell in row)
-        named = range(1, len(row) - 1) if stacks else ()  # the first cell and the last need no name
+        # the first cell needs no name, nor does the last one if it is a text
+        named = range(1, len(row) if are_numbers[-1] else len(row) - 1) if stacks else ()
         labels = [f' data-head="{escaped(head)}"' if at in named else "" for at, head in enumerate(heads)]
         inner = "".join(
             f"<td{_kind(cell.is_number)}{label}>{cell.html}</td>" for cell, label in zip(cells, labels, strict=True)
         )
         body.append(f"<tr{' class=best' if position == best else ''}>{inner}</tr>")
-    kind = "stack" if stacks else "scroll"
+    kind = "scroll stack" if stacks else "scroll"
     return f'<div class="{kind}"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
 
 
@@ -196,11 +202,30 @@ def verbatim(text: str) -> str:
 
 def marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """Return a text with the passages between these positions marked; they are in order and do not overlap."""
+    return f"<pre>{_with_marks(text, spans)}</pre>"
+
+
+def _with_marks(text: str, spans: Sequence[tuple[int, int]]) -> str:
     parts, at = [], 0
     for start, end in spans:
         parts.append(f"{_whole(text[at:start])}<mark>{_whole(text[start:end])}</mark>")
         at = end
-    return f"<pre>{''.join(parts)}{_whole(text[at:])}</pre>"
+    return f"{''.join(parts)}{_whole(text[at:])}"
+
+
+def marked_excerpts(
+    text: str, passages: Sequence[tuple[int, int, Sequence[tuple[int, int]]]], cut: tuple[bool, bool] = (False, False)
+) -> str:
+    """Return passages of a text, each by start, end and what is marked in it, with `...` where text is left out.
+
+    `cut` says whether the text itself was cut out of a longer one, at its beginning and at its end.
+    """
+    parts, behind = [], 0
+    for start, end, spans in passages:
+        parts.append(" ... "[0 if behind else 1 :] if start > behind or (cut[0] and not behind) else "")
+        parts.append(_with_marks(text[start:end], [(first - start, last - start) for first, last in spans]))
+        behind = end
+    return f"<pre>{''.join(parts)}{' ...' if cut[1] or behind < len(text) else ''}</pre>"
 
 
 def _whole(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from pretrain.config.curate import CurateConfig
 from pretrain.data.curation.contamination.eval_sets import Item, item_key, read_items, set_name
 from pretrain.data.curation.contamination.overlap import HIT, Finder, Overlaps, Verdicts, grams_of_items
 from pretrain.data.curation.curate import curate
+from pretrain.data.curation.manifest import manifest_bytes, overview
 from pretrain.data.curation.verify import verify
 from pretrain.errors import ConfigError, DataError
+from pretrain.reports.curation import corpus_page
 
 
 def words(seed: int, count: int) -> list[str]:
@@ -149,6 +152,11 @@ def test_documents_are_marked_or_dropped_and_each_item_has_a_verdict(raw: Path, 
     }  # fmt: skip
     assert (quiz["llama_3"]["0.5"], quiz["llama_3"]["0.6"]) == (2, 1)
     assert manifest["decontamination"]["sets"]["pairs"]["contaminated"]["gpt_3"] == 0
+    assert overview(manifest)[-3:] == [
+        "evaluation  pairs: 0 of 1 items share a run of 13 words with the corpus",
+        "evaluation  quiz: 2 of 7 items share a run of 13 words with the corpus, 1 cannot be checked",
+        "evaluation  documents that hold more than 50% of an item's runs, marked in the column contaminates: 2",
+    ]
     kept = rows(tmp_path / "marked" / "data")
     assert [row["contaminates"] for row in kept if row["contaminates"]] == ["quiz", "quiz"]
     items = pq.read_table(tmp_path / "marked" / "contaminated_items.parquet").to_pylist()
@@ -164,10 +172,41 @@ def test_documents_are_marked_or_dropped_and_each_item_has_a_verdict(raw: Path, 
     assert (counts["contamination"], counts["kept"]) == (2, manifest["documents"] - 2)
     assert dropped["decontamination"]["sets"]["quiz"]["contaminated"]["gpt_3"] == 1  # half of an item stays
     assert dropped["decontamination"]["documents"] == 2
+    assert overview(dropped)[-1] == (
+        "evaluation  documents that held more than 50% of an item's runs, dropped; the items are counted in what is "
+        "left: 2"
+    )
+    columns = table_of(corpus_page(tmp_path / "dropped"), "Sources")[0]
+    assert (columns["duplicates"], columns["holding evaluation items"], columns["kept"]) == (
+        "1", "2", f"{counts['kept']}",
+    )  # fmt: skip
     reasons = [row for row in rows(tmp_path / "dropped" / "decisions") if row["removed_by"] == "contamination"]
     assert [row["similarity"] for row in reasons] == [1.0, 1.0]
     assert not [row for row in rows(tmp_path / "dropped" / "data") if row["contaminates"]]
     verify(tmp_path / "dropped")
+
+
+def table_of(page: str, heading: str) -> list[dict[str, str]]:
+    """Return the rows of the first table of a section of a report, by its heads."""
+    text = page.partition(f"<h2>{heading}</h2>")[2].partition("</table>")[0]
+    heads = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", text)
+    rows = [re.findall(r"<td(?: [^>]*)?>(.*?)</td>", row) for row in re.findall(r"<tr>(<td.*?)</tr>", text)]
+    return [dict(zip(heads, row, strict=True)) for row in rows]
+
+
+def test_the_report_has_the_counts_of_each_definition_under_its_name(raw: Path, tmp_path: Path) -> None:
+    """With distinct counts, and in the order in which a manifest sorts them, which is not that of the heads."""
+    manifest = run(raw, tmp_path / "corpus")
+    counts = {"gpt_3": 45, "llama_2_dirty": 51, "llama_2_not_clean": 53, "one_document": 43, "palm": 54}
+    manifest["decontamination"]["sets"]["quiz"]["contaminated"] = counts
+    (tmp_path / "corpus" / "manifest.json").write_bytes(manifest_bytes(manifest))
+    page = corpus_page(tmp_path / "corpus")
+    _, row = table_of(page, "Evaluation sets")
+    assert row == {
+        "set": "quiz", "items": "7", "not checkable": "1", "GPT-3": "45", "one document": "43", "PaLM": "54",
+        "Llama 2 dirty": "51", "Llama 2 not clean": "53", "longest": "30",
+    }  # fmt: skip
+    assert "more than 50% of an item&#x27;s runs and are marked in the column contaminates: 2." in page
 
 
 def test_another_set_reads_no_input_again(raw: Path, tmp_path: Path) -> None:

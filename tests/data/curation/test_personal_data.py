@@ -12,6 +12,7 @@ import pytest
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.curate import CurateConfig
 from pretrain.data.curation.curate import curate
+from pretrain.data.curation.manifest import overview
 from pretrain.data.curation.personal_data import KINDS, PLACEHOLDERS, find, replaced
 from pretrain.data.curation.verify import verify
 from pretrain.errors import ConfigError
@@ -109,6 +110,7 @@ def test_texts_are_written_without_it_and_documents_with_much_are_dropped(tmp_pa
         ("Write to <EMAIL_ADDRESS> or <EMAIL_ADDRESS>, or call <PHONE_NUMBER>.", 3), (texts[1], 0),
     ]  # fmt: skip
     assert manifest["personal_data"]["replaced"] == {"email": 2, "phone": 1}
+    assert overview(manifest)[-1] == "personal data  email 2, phone 1 replaced"
     assert "names" in manifest["personal_data"]["not_covered"]
     assert manifest["sources"]["web"]["documents"]["removed"]["personal_data.spans"]["first"] == 1
     page = write_corpus_report(tmp_path / "masked").read_text()
@@ -118,10 +120,14 @@ def test_texts_are_written_without_it_and_documents_with_much_are_dropped(tmp_pa
     ids = pq.read_table(tmp_path / "plain" / "data" / "00000.parquet")["id"].to_pylist()
     assert [row["id"] for row in rows] == ids[:2]  # of the texts as they were read
     assert plain["personal_data"]["replaced"] == {}
+    assert not any("personal data" in line for line in overview(plain))
     assert verify(tmp_path / "masked").documents == 2
-    run(tmp_path, "cut", "personal_data.kinds=[email]", "personal_data.replacement=nothing", "workers=2")
+    manifest = run(tmp_path, "cut", "personal_data.kinds=[email]", "personal_data.replacement=nothing", "workers=2")
     cut = pq.read_table(tmp_path / "cut" / "data" / "00000.parquet").to_pylist()
     assert cut[0]["text"] == "Write to  or , or call +44 20 7946 0958."
+    assert overview(manifest)[-1] == "personal data  email 11 cut out"
+    nothing = manifest | {"personal_data": manifest["personal_data"] | {"replaced": {}}}
+    assert overview(nothing)[-1] == "personal data  none found of email"
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:

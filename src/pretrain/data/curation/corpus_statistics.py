@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pretrain.data.curation.rules import RULE_NAMES, Rule
@@ -20,6 +21,7 @@ from pretrain.errors import DataError, printable
 
 BINS = 40
 CLUSTERS = 20
+COPIES = 5  # of a cluster that are named
 PREVIEW = 300  # characters of a cluster's document
 _LOG_RATIO = 50.0  # largest divided by smallest value from which bins widen with the value
 _BEYOND = 4.0  # times a threshold from above: larger values are counted in the last bin
@@ -143,6 +145,7 @@ class Cluster:
     source: str
     origin: str
     text: str  # how the kept one begins
+    copies: list[str] = field(default_factory=list)  # origins of the first of those that were removed for it
 
 
 def clusters(folder: Path) -> tuple[dict[int, int], list[Cluster]]:
@@ -161,7 +164,39 @@ def clusters(folder: Path) -> tuple[dict[int, int], list[Cluster]]:
                         heapq.heappush(largest, entry)
                     elif entry > largest[0]:
                         heapq.heapreplace(largest, entry)
-    return dict(sorted(sizes.items())), [_cluster(*entry) for entry in sorted(largest, reverse=True)]
+    chosen = [_cluster(*entry) for entry in sorted(largest, reverse=True)]
+    _name_copies(folder, {cluster.id: cluster for cluster in chosen})
+    return dict(sorted(sizes.items())), chosen
+
+
+def _name_copies(folder: Path, chosen: Mapping[str, Cluster]) -> None:
+    for path in _files(folder, "decisions") if chosen else ():
+        for table in row_groups_of(path, ["duplicate_of", "removed_by", "origin"]):
+            table = _rows_with(table, "duplicate_of", chosen)
+            for row in table.to_pylist():
+                copies = chosen[row["duplicate_of"]].copies
+                if row["removed_by"] is not None and len(copies) < COPIES:
+                    copies.append(row["origin"])
+
+
+def _rows_with(table: pa.Table, column: str, values: Collection[str]) -> pa.Table:
+    return table.filter(pc.is_in(table[column], value_set=pa.array(sorted(values), pa.string())))
+
+
+def kept_documents(folder: Path, ids: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Return origin and text of those of the documents, named by their ids, that are in the corpus."""
+    found: dict[str, tuple[str, str]] = {}
+    for path in _files(folder, "data") if ids else ():
+        with opened(path) as file:
+            for number in range(file.num_row_groups):
+                try:
+                    if not len(_rows_with(file.read_row_group(number, ["id"]), "id", ids)):
+                        continue
+                    table = _rows_with(file.read_row_group(number, ["id", "origin", "text"]), "id", ids)
+                except (OSError, pa.ArrowException) as error:
+                    raise _unreadable(path, error) from error
+                found |= {row["id"]: (row["origin"], row["text"]) for row in table.to_pylist()}
+    return found
 
 
 def _cluster(size: int, _: int, path: Path, number: int, row: int) -> Cluster:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.curation.corpus_statistics import opened, row_groups_of, samples
+from pretrain.data.curation.corpus_statistics import opened, order_of, row_groups_of, samples
+from pretrain.data.curation.differences import differences, excerpts
 from pretrain.data.curation.manifest import read_manifest
-from pretrain.data.curation.passages import passages
-from pretrain.data.curation.rules import RULE_NAMES, Rule
+from pretrain.data.curation.passages import Span, passages
+from pretrain.data.curation.rules import NEAR_RULE, RULE_NAMES, Rule
 from pretrain.data.curation.stages import sample_rank
 from pretrain.errors import ConfigError, nearest, printable
 
@@ -50,7 +52,8 @@ class Explained:
     verdicts: list[Verdict] = field(default_factory=list)
     similarity: float | None = None  # to its twin, if that was computed
     text: str | None = None  # None: no file has it any more
-    is_whole: bool = True  # False: the text is only the beginning
+    is_whole: bool = True  # False: the text is a part of it
+    start: int = 0  # characters before that part
     twin: Explained | None = None  # the document of which it is a copy
 
 
@@ -76,9 +79,11 @@ def explain_id(folder: Path, identity: str, most: int = 20) -> list[Explained]:
         for location, _ in zip(_locations(folder, lambda row: row["id"].startswith(wanted)), range(most), strict=False)
     ]
     if not found:
+        removed = removed_by_rule(folder)
+        hint = f", and rule= shows some: try rule={max(removed, key=removed.__getitem__)}" if removed else ""
         raise ConfigError(
             f"id={printable(identity)} is no document of {printable(str(folder))}. Ids are in the column id of "
-            "decisions/ and data/, and rule= shows some: try rule=gopher.words."
+            f"decisions/ and data/{hint}."
         )
     return [_explained(folder, manifest, location) for location in found]
 
@@ -95,13 +100,41 @@ def explain_rule(folder: Path, rule: str, most: int = 20) -> list[Explained]:
         key=lambda location: sample_rank(f"{location.decision['id']} {location.decision['origin']}", rule),
     )
     if not chosen:
-        removed = {
-            row["removed_by"] for row in (location.decision for location in _locations(folder, lambda row: True))
-        }
-        known = removed - {None}
-        hint = nearest(rule, known) if known else "None of its rules did."
-        raise ConfigError(f"rule={printable(rule)} removed no document of {printable(str(folder))}. {hint}")
+        raise ConfigError(
+            f"rule={printable(rule)} removed no document of {printable(str(folder))}. "
+            + _hint(rule, removed_by_rule(folder))
+        )
     return [_explained(folder, manifest, location) for location in chosen]
+
+
+def _hint(rule: str, removed: Mapping[str, int]) -> str:
+    if not removed:
+        return "None of its rules did."
+    if rule not in RULE_NAMES:
+        return nearest(rule, removed)
+    return f"These rules did: {', '.join(f'{name} ({count:,})' for name, count in removed.items())}."
+
+
+def removed_by_rule(folder: Path) -> dict[str, int]:
+    """Return how many documents each rule removed first, in the order in which rules are tried; only those that did."""
+    found: Counter[str] = Counter()
+    for path in sorted((folder / "decisions").glob("*.parquet")):
+        for table in row_groups_of(path, ["removed_by"]):
+            found.update(reason for reason in table["removed_by"].to_pylist() if reason is not None)
+    return {rule: found[rule] for rule in sorted(found, key=order_of)}
+
+
+def rule_lines(folder: Path) -> list[str]:
+    """Return lines with the rules that removed documents of a corpus, and how many.
+
+    Raises DataError if the folder holds no sound corpus.
+    """
+    read_manifest(folder)
+    removed = removed_by_rule(folder)
+    if not removed:
+        return ["no document was removed; id= shows why one is kept"]
+    lines = [f"removed   {count:>9,}  {rule}" for rule, count in removed.items()]
+    return [*lines, f"to see some: rule={next(iter(removed))}"]
 
 
 def _locations(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> Iterator[_Location]:
@@ -116,7 +149,7 @@ def _locations(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> Iterat
 
 def _explained(folder: Path, manifest: dict[str, Any], location: _Location, *, with_twin: bool = True) -> Explained:
     decision = location.decision
-    text, is_whole = _text(folder, location)
+    text, start, is_whole = _text(folder, location)
     twin = None
     twin_id = decision.get("twin") or decision["duplicate_of"]
     if twin_id and with_twin:
@@ -126,7 +159,7 @@ def _explained(folder: Path, manifest: dict[str, Any], location: _Location, *, w
     return Explained(
         decision["id"], decision["source"], decision["origin"], decision["license"],
         decision.get("language"), decision["characters"], decision["removed_by"], _verdicts(manifest, decision),
-        decision.get("similarity"), text, is_whole, twin,
+        decision.get("similarity"), text, is_whole, start, twin,
     )  # fmt: skip
 
 
@@ -146,21 +179,24 @@ def _verdicts(manifest: dict[str, Any], decision: dict[str, Any]) -> list[Verdic
     return found
 
 
-def _text(folder: Path, location: _Location) -> tuple[str | None, bool]:
-    """Return the text and whether it is whole: as it was read, else as it was written, else as it was sampled."""
+def _text(folder: Path, location: _Location) -> tuple[str | None, int, bool]:
+    """Return the text as it was read, else as it was written, else as it was sampled.
+
+    With it, the number of characters before it, and whether it is whole.
+    """
     decision = location.decision
     for path in sorted((folder / "work").glob(f"read-*/{location.unit:05d}.documents.parquet")):
         if (text := _of_work(path, location)) is not None:
-            return text, True
+            return text, 0, True
     if decision["removed_by"] is None:
         for table in row_groups_of(folder / "data" / f"{location.unit:05d}.parquet", ["id", "text"]):
             for row, identity in enumerate(table["id"].to_pylist()):
                 if identity == decision["id"]:
-                    return table["text"][row].as_py(), True
+                    return table["text"][row].as_py(), 0, True
     for sample in samples(folder).get(decision["removed_by"] or "", []):
         if (sample["id"], sample["origin"]) == (decision["id"], decision["origin"]):
-            return sample["text"], len(sample["text"]) == decision["characters"]
-    return None, False
+            return sample["text"], sample.get("start") or 0, len(sample["text"]) == decision["characters"]
+    return None, 0, False
 
 
 def _of_work(path: Path, location: _Location) -> str | None:
@@ -189,28 +225,62 @@ def lines_of(document: Explained, characters: int, *, all_rules: bool) -> list[s
         for verdict in document.verdicts
         if verdict.removes or (all_rules and verdict.value is not None)
     ]
-    lines += _text_lines("text", document, characters)
+    places, places_of_twin = _places(document)
+    lines += _text_lines("text", document, characters, places)
     if document.twin is not None:
         alike = "" if document.similarity is None else f", similarity {document.similarity:.3f}"
         lines.append(f"copy of     {document.twin.id}  {document.twin.origin}{alike}")
-        lines += _text_lines("its text", document.twin, characters)
+        lines += _text_lines("its text", document.twin, characters, places_of_twin)
     return lines
 
 
-def _text_lines(head: str, document: Explained, characters: int) -> list[str]:
+def _places(document: Explained) -> tuple[list[Span], list[Span]]:
+    """Return where a near-duplicate and its twin differ, in both texts; empty for other documents."""
+    twin = document.twin
+    if document.removed_by != NEAR_RULE or document.text is None or twin is None or twin.text is None:
+        return [], []
+    are_whole = document.is_whole and twin.is_whole
+    own, others = differences(document.text, twin.text[document.start :], are_whole=are_whole)
+    return own, [(start + document.start, end + document.start) for start, end in others]
+
+
+def _text_lines(head: str, document: Explained, characters: int, places: Sequence[Span]) -> list[str]:
     if document.text is None:
         return [f"{head:<11} not there any more: work/ of the corpus was deleted, and it is no sample"]
     if not characters:
         return []
-    spans = passages(document.text, document.removed_by or "")
-    start = max(0, spans[0][0] - _BEFORE) if spans and spans[0][1] > characters else 0
-    end = start + characters
-    shown, at = "..." if start else "", start
-    for first, last in spans:
-        if last <= end:
-            shown += f"{document.text[at:first]}>>{document.text[first:last]}<<"
-            at = last
-    shown += document.text[at:end]
-    if end < len(document.text) or not document.is_whole:
-        shown += "..."
+    shown = (
+        _around(document, characters, places)
+        if places
+        else _beginning(document, characters, passages(document.text, document.removed_by or ""))
+    )
     return [f"{head:<11} {shown}"]
+
+
+def _around(document: Explained, characters: int, places: Sequence[Span]) -> str:
+    """Return the passages around the places at which a text differs from another, with these marked."""
+    text, shown, behind = document.text or "", "", 0
+    for start, end, spans in excerpts(text, places, characters):
+        if start > behind or (document.start and not behind):
+            shown += " ... " if behind else "..."
+        shown += _with_marks(text, (start, end), spans)
+        behind = end
+    return shown if behind == len(text) and document.is_whole else f"{shown}..."
+
+
+def _beginning(document: Explained, characters: int, spans: Sequence[Span]) -> str:
+    """Return the beginning of a text, or what is around the first passage that a rule counts, with these marked."""
+    text = document.text or ""
+    start = max(0, spans[0][0] - _BEFORE) if spans and spans[0][1] > characters else 0
+    end = min(start + characters, len(text))
+    shown = _with_marks(text, (start, end), [span for span in spans if span[1] <= end])
+    before = "..." if start or document.start else ""
+    return f"{before}{shown}{'...' if end < len(text) or not document.is_whole else ''}"
+
+
+def _with_marks(text: str, passage: Span, spans: Sequence[Span]) -> str:
+    shown, at = "", passage[0]
+    for first, last in spans:
+        shown += f"{text[at:first]}>>{text[first:last]}<<"
+        at = last
+    return shown + text[at : passage[1]]

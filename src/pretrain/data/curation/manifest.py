@@ -200,4 +200,32 @@ def overview(manifest: Mapping[str, Any]) -> list[str]:
     most = sorted(manifest["licenses"].items(), key=lambda item: (-item[1]["characters"], item[0]))[:10]
     for name, counts in most:
         lines.append(f"license     {name}: {counts['documents']:,} documents, {counts['characters']:,} characters")
-    return lines
+    return [*lines, *_personal_data(manifest.get("personal_data", {})), *_contaminated(manifest)]
+
+
+def _personal_data(found: Mapping[str, Any]) -> list[str]:
+    """Return a line that says how many pieces of personal data were replaced, if that was asked for."""
+    if not found.get("kinds"):
+        return []
+    counts = [f"{kind} {found['replaced'][kind]:,}" for kind in found["kinds"] if found["replaced"].get(kind)]
+    if not counts:
+        return [f"personal data  none found of {', '.join(found['kinds'])}"]
+    return [f"personal data  {', '.join(counts)} {'replaced' if found['replacement'] == 'placeholder' else 'cut out'}"]
+
+
+def _contaminated(manifest: Mapping[str, Any]) -> list[str]:
+    """Return lines that say how many items of each evaluation set are in the corpus, if that was asked for."""
+    found = manifest.get("decontamination")
+    if found is None:
+        return []
+    lines = []
+    for name, each in found["sets"].items():
+        short = f", {each['not_checkable']:,} cannot be checked" if each["not_checkable"] else ""
+        items = f"{each['contaminated']['gpt_3']:,} of {each['items']:,} items"
+        lines.append(f"evaluation  {name}: {items} share a run of {found['words']} words with the corpus{short}")
+    share = f"more than {found['share']:.0%} of an item's runs"
+    if found["action"] == "drop":
+        end = f"that held {share}, dropped; the items are counted in what is left: {found['documents']:,}"
+    else:
+        end = f"that hold {share}, marked in the column contaminates: {found['documents']:,}"
+    return [*lines, f"evaluation  documents {end}"]

@@ -18,6 +18,8 @@ import xxhash
 
 from pretrain.data.curation.base_corpus import index_dtype
 from pretrain.data.curation.contamination.tasks import contaminated_documents
+from pretrain.data.curation.corpus_statistics import kept_documents
+from pretrain.data.curation.differences import first_difference
 from pretrain.data.curation.duplicates import Fate, Fates
 from pretrain.data.curation.engine import Counts, Task, file_of, number_of_tasks
 from pretrain.data.curation.licenses import needs_attribution
@@ -33,6 +35,7 @@ from pretrain.data.curation.rules import (
     KEPT,
     LANGUAGE,
     LANGUAGE_SCORE,
+    NEAR_RULE,
     PARAGRAPHS_RULE,
     RULE_NAMES,
 )
@@ -41,8 +44,10 @@ from pretrain.data.curation.statistics import text_key
 from pretrain.data.curation.tombstones import domain_of
 from pretrain.data.curation.units import read_unit
 
-WRITE_VERSION = 3
+WRITE_VERSION = 4
 SAMPLE_CHARACTERS = 2000
+_COMPARED_CHARACTERS = 100_000  # of a sampled near-duplicate, to find where it differs: memory is bounded
+_BEFORE_DIFFERENCE = 200  # characters of a sampled near-duplicate before the first place that differs from its twin
 DOMAINS_OF_A_UNIT = 10_000
 SHARD = pa.schema(
     [("id", pa.string()), ("text", pa.large_string()), ("source", pa.string()), ("origin", pa.string()),
@@ -53,7 +58,8 @@ SHARD = pa.schema(
 )  # fmt: skip
 SAMPLES = pa.schema(
     [("rule", pa.string()), ("rank", pa.uint64()), ("id", pa.string()), ("origin", pa.string()),
-     ("value", pa.float64()), ("duplicate_of", pa.string()), ("text", pa.large_string())]
+     ("value", pa.float64()), ("duplicate_of", pa.string()), ("text", pa.large_string()),
+     ("start", pa.int64())]  # of the text: characters of the document before it
 )  # fmt: skip
 
 
@@ -253,6 +259,16 @@ class _Group:
             return text, Counter()
         return replaced(text, self.settings["kinds"], remove=self.settings["replacement"] == "nothing")
 
+    def sampled_text(self, number: int) -> str:
+        """Return the beginning of the text of a document that is removed; of a near-duplicate, more of it.
+
+        What is shown of it is chosen when the text that stays is written: `merge_samples`.
+        """
+        text: str = self.table["text"][number].as_py()
+        if self.removed_by[number] == NEAR_RULE:
+            return self.without_personal_data(written_text(text, self.settings["c4"])[:_COMPARED_CHARACTERS])[0]
+        return self.without_personal_data(text[:SAMPLE_CHARACTERS])[0]
+
     def shard(self, kept: list[int]) -> dict[str, Any]:
         """Return the columns of the documents that stay."""
         table = self.table.take(kept)
@@ -348,7 +364,7 @@ def _sample(group: _Group, written: Written, values_of: dict[str, str], most: in
             "value": group.values[value][number].as_py()
             if value in group.values.column_names else group.fates[number].similarity,
             "duplicate_of": group.fates[number].twin,
-            "text": group.without_personal_data(group.table["text"][number].as_py()[:SAMPLE_CHARACTERS])[0],
+            "text": group.sampled_text(number), "start": 0,
         }  # fmt: skip
         if len(chosen) < most:
             heapq.heappush(chosen, (-rank, _Unordered(row)))
@@ -370,7 +386,11 @@ def _compressed(data: bytes) -> bytes:
 
 
 def merge_samples(folder: Path, output: Path, most: int) -> None:
-    """Write samples.parquet of a corpus: of the samples of all units the `most` of each rule with the smallest rank."""
+    """Write samples.parquet of a corpus: of the samples of all units the `most` of each rule with the smallest rank.
+
+    The shards must be in the folder `output` by then: of a near-duplicate, the part of the text that differs from the
+    one that stays is a sample.
+    """
     rows: dict[str, list[dict[str, Any]]] = {}
     for index in range(number_of_tasks(folder)):
         for table in row_groups(file_of(folder, index, "samples.parquet")):
@@ -379,11 +399,23 @@ def merge_samples(folder: Path, output: Path, most: int) -> None:
         for rule, found in rows.items():
             found.sort(key=lambda row: row["rank"])
             del rows[rule][most:]
+    _cut_near(rows.get(NEAR_RULE, []), output)
     chosen = [row for rule in sorted(rows) for row in rows[rule]]
     draft = output / ".samples.tmp"
     with RowGroups(draft, SAMPLES) as file:
         file.write({name: [row[name] for row in chosen] for name in SAMPLES.names})
     draft.replace(output / "samples.parquet")
+
+
+def _cut_near(rows: list[dict[str, Any]], output: Path) -> None:
+    """Cut the texts of near-duplicates to the part that begins before the first place that differs from the twin."""
+    twins = kept_documents(output, {row["duplicate_of"] for row in rows})
+    for row in rows:
+        _, twin = twins.get(row["duplicate_of"], ("", row["text"]))  # one of a base corpus is not here
+        differs_at = first_difference(row["text"], twin)
+        has_difference = differs_at < max(len(row["text"]), len(twin)) and differs_at < _COMPARED_CHARACTERS
+        row["start"] = max(0, differs_at - _BEFORE_DIFFERENCE) if has_difference else 0
+        row["text"] = row["text"][row["start"] :][:SAMPLE_CHARACTERS]
 
 
 def merge_attribution(folder: Path, output: Path) -> None:
