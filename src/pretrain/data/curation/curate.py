@@ -366,15 +366,9 @@ class _Curation:
     def _duplicates(self, total: dict[str, Any]) -> dict[str, Any]:
         """Return what the manifest says of duplicates: documents removed, paragraphs cut, and sizes of clusters."""
         names = (
-            EXACT_RULE,
-            NEAR_RULE,
-            GUARD_RULE,
-            PARAGRAPHS_RULE,
-            "unverified_kept",
-            "documents_cut",
-            "paragraphs_cut",
+            EXACT_RULE, NEAR_RULE, GUARD_RULE, PARAGRAPHS_RULE, "unverified_kept", "documents_cut", "paragraphs_cut",
             "characters_cut",
-        )
+        )  # fmt: skip
         sizes = sorted(total["clusters"].items(), key=lambda item: int(item[0].partition("-")[0]))
         return {name: total["duplicates"].get(name, 0) for name in names} | {"clusters": dict(sizes)}
 
