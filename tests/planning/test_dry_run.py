@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from pretrain.models.choices import Norm
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.cost import checkpoint_bytes
 from pretrain.planning.dry_run import dry_run
@@ -94,6 +95,29 @@ def test_the_estimate_is_near_the_dry_run(plan: Plan, name: str, precision: Prec
     assert (0.65 if work.split > 1 else 0.92) * seen.peak < memory.peak < 1.22 * seen.peak
     if not work.activation_checkpointing:
         assert 0.94 * seen.activations < memory.activations < 1.15 * seen.activations
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama", "checkpointing"])
+def test_a_residual_stream_in_16_bits_is_counted(plan: Plan, name: str) -> None:
+    works = []
+    for stream in ("false", "true"):
+        config = plan(*SHAPES[name], "trainer.precision=bf16", f"trainer.half_residual_stream={stream}")
+        works.append(work_of(config, Precision.bf16))
+    seen, memory = dry_run(config.run_config(), works[1]), estimate_memory(works[1])
+    assert 0.92 * seen.peak < memory.peak < 1.22 * seen.peak
+    assert 0.94 * seen.activations < memory.activations < 1.15 * seen.activations or "checkpointing" in name
+    usual = dry_run(config.run_config(), works[0]).activations
+    assert seen.activations < (0.9 if works[0].model.norm is Norm.layer else 1.001) * usual  # an RMS norm has a copy
+    assert work_of(config, Precision.fp32).stream_bytes == 4  # auto may become it
+
+
+def test_a_residual_stream_in_16_bits_takes_less_of_a_gpu_where_norms_are_compiled(plan: Plan) -> None:
+    words = ["model=llama_nano", "trainer.precision=bf16"]
+    activations = [
+        estimate_memory(workload_of(plan(*words, *more), 2048, Precision.bf16, gpu=True)).activations
+        for more in ([], ["trainer.half_residual_stream=true"])
+    ]
+    assert activations[1] < 0.95 * activations[0]
 
 
 @pytest.mark.parametrize("ranks", [64, pytest.param(1024, marks=pytest.mark.long)])

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrain.config.run import RunConfig
+from pretrain.models.layers import use_half_stream
 from pretrain.models.lora import add_adapters
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
@@ -159,6 +160,8 @@ def build_model_with_loss(config: RunConfig, workload: Workload, mesh: DeviceMes
     with torch.device("meta"):
         model = workload.model.build(workload.vocab_size, config.objective.causal)
         add_adapters(model, config.lora)
+    if workload.half_stream:
+        use_half_stream(model)
     objective = config.objective.build(PlannedVocabulary(workload.vocab_size), config.seed)
     objective.static_shapes = True  # simulated tensors have no values
     model_with_loss = ModelWithLoss(model, objective)

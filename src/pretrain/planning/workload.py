@@ -72,6 +72,7 @@ class Workload:
     gpu: bool  # a GPU's kernels save less for the backward pass
     compiled: bool  # on a GPU: attention takes block masks
     averaged: bool = False  # whether a moving average of the weights is kept beside them
+    half_stream: bool = False  # whether the residual stream is in 16 bits under autocast
 
     @property
     def ranks(self) -> int:
@@ -129,9 +130,14 @@ class Workload:
         return 2 if self.half else FLOAT_BYTES
 
     @property
-    def stream_bytes(self) -> int:
-        """Bytes of a number of the residual stream or a weight in use: float32 by autocast, 16 bits by FSDP2."""
+    def weight_bytes(self) -> int:
+        """Bytes of a number of a weight in use: float32 by autocast, 16 bits by FSDP2."""
         return 2 if self.half and self.sharded else FLOAT_BYTES
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of a number of the residual stream: as of a weight in use, or 16 bits by a setting of the run."""
+        return 2 if self.half_stream else self.weight_bytes
 
     @property
     def autocasts(self) -> bool:
@@ -210,6 +216,9 @@ def workload_of(config: RunConfig, vocab_size: int, precision: Precision, gpu: b
         gpu=gpu,
         compiled=compiled,
         averaged=config.ema.decay > 0.0,
+        half_stream=config.trainer.half_residual_stream
+        and precision is Precision.bf16
+        and config.trainer.strategy is not Strategy.fsdp,  # whose stream is in 16 bits in any case
     )
 
 

@@ -21,6 +21,7 @@ from pretrain.launch.rank import log
 from pretrain.launch.run_plan import RunPlan
 from pretrain.models.config import ModelConfig, transformer_of
 from pretrain.models.interface import LanguageModule, allocate, build_model
+from pretrain.models.layers import use_half_stream
 from pretrain.models.lora import initial_adapter, is_adapter
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.context_parallel import build_row_split
@@ -90,6 +91,8 @@ def materializer(
 
     def materialize(mesh: DeviceMesh | None, device: torch.device) -> None:
         model = model_with_loss.model
+        if config.trainer.half_residual_stream:
+            use_half_stream(model)
         parallelize(model_with_loss, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, half)
         allocate(model_with_loss, "cpu" if config.parallel.cpu_offload else device, rebuilt)
         load_parameters(model, weights)
