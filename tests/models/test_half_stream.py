@@ -1,23 +1,17 @@
-"""The residual stream in 16 bits: its dtype in every block, norms in float32, losses within the rounding of bf16."""
+"""The residual stream in 16 bits: its dtype in every block, norms in float32."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 
 import families
 import pytest
 import torch
 from families import random_model, shape
-from subjects import subject
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pretrain.models.interface import blocks_of, hidden_states
 from pretrain.models.layers import RMSNorm, use_half_stream
 from pretrain.models.transformer import Transformer
-from pretrain.objectives.objective import ModelWithLoss
-from pretrain.parallel.config import ParallelConfig
-from pretrain.parallel.parity import Case, TrainingTask, difference, prepare_case, train_cases
 
 BF16, TOKENS = torch.bfloat16, torch.arange(48).view(2, 24) % 131
 
@@ -69,49 +63,3 @@ def test_a_norm_of_the_stream_computes_in_float32() -> None:
         assert not torch.equal(norm(x).float(), expected)
         norm.half_stream = True
         assert torch.equal(norm(x), expected)
-
-
-def with_half_stream(build: Callable[[], ModelWithLoss]) -> ModelWithLoss:
-    model_with_loss = build()
-    use_half_stream(model_with_loss.model)
-    return model_with_loss
-
-
-def in_half(task: TrainingTask) -> TrainingTask:
-    return replace(task, build=partial(with_half_stream, task.build))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("forked_ranks")
-def test_losses_are_those_of_float32_within_the_rounding_of_bf16() -> None:
-    """Also on two processes, and with recomputed activations, which leave the bits as they are."""
-    cases: dict[str, tuple[TrainingTask, Case]] = {}
-    for family in ("gpt", "llama", "bert", "gated"):
-        one, bf16 = subject(family), Case(half=BF16)
-        cases |= {f"{family} fp32": (one, Case()), f"{family} bf16": (one, bf16)}
-        cases[f"{family} half"] = (in_half(one), bf16)
-    recomputed = Case(settings=ParallelConfig(activation_checkpointing=True), half=BF16)
-    cases |= {
-        "gpt ddp": (in_half(subject("gpt")), Case(2, ddp=True, half=BF16)),
-        "gpt recomputed": (in_half(subject("gpt")), recomputed),
-    }
-    found = dict(zip(cases, train_cases(list(cases.values()), steps=10), strict=True))
-    for family in ("gpt", "llama", "bert", "gated"):
-        of_half = difference(found[f"{family} half"], found[f"{family} fp32"]).loss
-        assert difference(found[f"{family} bf16"], found[f"{family} half"]).loss > 0
-        assert of_half < 5e-3
-    assert difference(found["gpt half"], found["gpt ddp"]).loss < 5e-4
-    assert found["gpt half"].losses == found["gpt recomputed"].losses
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_a_block_with_a_stream_in_16_bits_is_one_graph() -> None:
-    one = in_half(subject("gated", dropout=0.1))
-    model_with_loss = prepare_case(one, Case(1))
-    for block in blocks_of(model_with_loss.model):
-        block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
-    with torch.autocast("cpu", BF16):
-        model_with_loss(one.batch(0))[0].backward()
-    torch.compiler.reset()
-    assert all(parameter.grad is not None for parameter in model_with_loss.parameters())

@@ -169,6 +169,22 @@ def test_an_average_of_the_weights_takes_as_much_as_they(plan: Plan, words: list
     assert checkpoint_bytes(works[1]) - checkpoint_bytes(works[0]) == 4 * works[0].parameters
 
 
+@pytest.mark.parametrize("name", ["gpt", "llama untied", "gpt, large vocabulary"])
+def test_copies_of_the_weights_in_16_bits_are_counted(plan: Plan, name: str) -> None:
+    """They are kept between the steps, and autocast has none to save for the backward pass."""
+    configs = [plan(*SHAPES[name], f"parallel.half_weight_copies={copies}") for copies in ("false", "true")]
+    works = [work_of(config, Precision.bf16) for config in configs]
+    without, seen = (dry_run(config.run_config(), work) for config, work in zip(configs, works, strict=True))
+    memory, embedding = estimate_memory(works[1]), works[1].vocab_size * works[1].model.d_model
+    assert 0.99 * works[1].parameters < works[1].copied + (0 if works[1].model.tie_embeddings else embedding)
+    assert (without.copies, seen.copies) == (0, 2 * works[1].copied) == (0, memory.copies)
+    assert without.activations - seen.activations <= seen.copies
+    assert seen.peak < without.peak + 2 * embedding
+    assert 0.92 * seen.peak < memory.peak < 1.22 * seen.peak
+    assert 0.94 * seen.activations < memory.activations < 1.15 * seen.activations
+    assert work_of(configs[1], Precision.fp32).copied == 0
+
+
 def test_the_simulated_devices_are_gone_afterwards(plan: Plan) -> None:
     config = plan("model=gpt_nano", *TWO)
     dry_run(config.run_config(), work_of(config, Precision.fp32))

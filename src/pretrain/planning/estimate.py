@@ -26,6 +26,7 @@ class Memory:
     gathered: int  # full weights of FSDP2's units in use
     activations: int  # saved for the backward pass by one micro-batch, the loss included
     average: int  # of the weights, with ema.decay
+    copies: int  # of the matrices, in 16 bits, with parallel.half_weight_copies
     peak: int
 
 
@@ -56,7 +57,8 @@ def estimate_memory(work: Workload) -> Memory:
         gathered=gathered,
         activations=activations,
         average=weights * work.averaged,
-        peak=weights * (1 + work.averaged) + 2 * trained - matrices + buckets + gathered + peak,
+        copies=2 * work.copied,
+        peak=weights * (1 + work.averaged) + 2 * work.copied + 2 * trained - matrices + buckets + gathered + peak,
     )
 
 
@@ -79,7 +81,8 @@ def activation_bytes(work: Workload) -> int:
     head = work.vocabulary_held * model.d_model * FLOAT_BYTES  # sums of the chunks' gradients
     logits = 2 if model.logit_softcap is not None else 1  # before and behind the softmax
     loss = head if chunked else logits * work.targets * work.vocab_size * FLOAT_BYTES
-    copies = 2 * (work.parameters - (work.vocab_size * model.d_model if chunked else 0)) if work.autocasts else 0
+    not_cast = work.copied or (work.vocab_size * model.d_model if chunked else 0)  # by autocast, at each use
+    copies = 2 * (work.parameters - not_cast) if work.autocasts else 0
     return blocks + 2 * stream + features + loss + copies
 
 
