@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from baselines import our_learner
+from baselines import our_learner, windows_of
 from comparison import Result, gpu_parser, parsed_with_gpu, typed, why
 from plain_gpt import PlainGPT
 from shapes import Shape, shape_of
@@ -125,7 +125,7 @@ def ours(shape: Shape, folder: Path) -> Callable[[], None]:
 def nanogpt(shape: Shape, folder: Path) -> Callable[[], None]:
     """Return the same of a plain GPT-2, model and loss compiled together."""
     model = PlainGPT(shape.vocab_size, shape.length, shape.n_layers, shape.n_heads, shape.d_model).to(shape.device)
-    x, y = (torch.randint(256, (shape.rows, shape.length), device=shape.device) for _ in range(2))
+    x, y = (each.to(shape.device) for each in next(windows_of(shape)))
 
     def forward(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
