@@ -15,7 +15,7 @@ class RMSNorm(nn.RMSNorm):
     With `unit_offset` it multiplies by 1 + weight. Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
 
-    half_stream = False  # autocast leaves 16-bit inputs, which are then normalized in float32 by an unrounded weight
+    half_stream = False  # the residual stream is in 16 bits: normalize in float32, by a weight that is not rounded
 
     def __init__(self, width: int, eps: float, unit_offset: bool = False) -> None:
         super().__init__(width, eps=eps)
@@ -24,7 +24,7 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Return x (..., C) divided by its root mean square and scaled, same shape and dtype.
 
-        With `half_stream` 16-bit numbers become float32 under autocast, as GPUs return them in any case.
+        With `half_stream` the result is float32 under autocast, as on a GPU in any case.
         """
         if self.half_stream and torch.is_autocast_enabled(x.device.type):
             x = x.float()
@@ -40,9 +40,9 @@ def build_norm(config: TransformerConfig) -> nn.Module:
 
 
 class ResidualStream(nn.Module):
-    """Where numbers enter the residual stream: they take its dtype, with `half_stream` that of autocast."""
+    """Stands where numbers enter the residual stream, to give them its dtype."""
 
-    half_stream = False
+    half_stream = False  # whether that is autocast's
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (...), same shape, in autocast's 16 bits if `half_stream` is set and autocast is on."""
