@@ -7,8 +7,13 @@ ours            `src/train.py` with all its defaults: progress bar, TensorBoard,
 plain_loop      our model and objective in a loop of ten lines, on the same batches
 lightning       the same under Lightning's default Trainer, with its usual callbacks
 nanogpt         the model and loop of nanoGPT, written anew: fused QKV projection, all logits at once
+torchtitan      a Llama in such a loop as torchtitan trains it, written anew: blocks compiled, SDPA, loss in chunks
 hugging_face    GPT-2 or BERT of transformers under its Trainer
+transformers    transformers' model in a loop, such as ModernBERT and Llama
 litgpt          litgpt's model in a loop
+
+On a GPU all train on tokens of the whole vocabulary, in documents of unequal length (`zipf_tokens.py`), on a CPU on
+bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+import zipf_tokens
+from peer_models import Logits, litgpt_model, transformers_model
 from shapes import Shape, shape_of
 from torch import Tensor, nn
 from turns import Turn
@@ -116,70 +123,49 @@ def nanogpt(shape: Shape, turn: Turn, folder: Path) -> None:
     """Train a plain GPT-2 in a plain loop."""
     from plain_gpt import PlainGPT
 
-    plain = PlainGPT(shape.vocab_size, shape.length, shape.n_layers, shape.n_heads, shape.d_model)
-    _loop(plain.to(shape.device), lambda logits, y: F.cross_entropy(logits.flatten(0, 1), y.flatten()), shape, turn)
+    _loop(
+        PlainGPT(shape.vocab_size, shape.length, shape.n_layers, shape.n_heads, shape.d_model), mean_loss, shape, turn
+    )
+
+
+def torchtitan(shape: Shape, turn: Turn, folder: Path) -> None:
+    """Train a plain Llama in a plain loop, its blocks compiled one by one and its loss in chunks."""
+    from plain_llama import PlainLlama
+
+    n_kv_heads = shape.n_kv_heads or shape.n_heads
+    model = PlainLlama(shape.vocab_size, shape.n_layers, shape.d_model, shape.n_heads, n_kv_heads, shape.ff_width)
+    if shape.gpu:
+        for block in model.blocks:
+            block.compile()
+    _train(model.to(shape.device), model.loss, shape, turn)
+
+
+def transformers(shape: Shape, turn: Turn, folder: Path) -> None:
+    """Train transformers' model of the shape in a plain loop, compiled as a whole."""
+    _loop(Logits(transformers_model(shape)), mean_loss, shape, turn)
+
+
+def mean_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the mean cross-entropy () of logits (B, T, V) against targets (B, T), of which -100 has none."""
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
 def litgpt(shape: Shape, turn: Turn, folder: Path) -> None:
     """Train litgpt's model of the same size in a plain loop, with the chunked loss of its pre-training."""
-    from litgpt.config import Config
-    from litgpt.model import GPT
     from litgpt.utils import chunked_cross_entropy
 
-    model = GPT(
-        Config(
-            name="gpt",
-            block_size=shape.length,
-            vocab_size=shape.vocab_size,
-            padded_vocab_size=shape.vocab_size,
-            n_layer=shape.n_layers,
-            n_head=shape.n_heads,
-            n_embd=shape.d_model,
-            rotary_percentage=1.0,
-            parallel_residual=False,
-            norm_class_name="LayerNorm",
-            mlp_class_name="GptNeoxMLP",
-            intermediate_size=4 * shape.d_model,
-        )
-    )
-    model.lm_head.weight = model.transformer.wte.weight
-    _loop(model.to(shape.device), lambda logits, y: chunked_cross_entropy(logits, y, chunk_size=0), shape, turn)
+    _loop(litgpt_model(shape), lambda logits, y: chunked_cross_entropy(logits, y, chunk_size=0), shape, turn)
 
 
 def hugging_face(shape: Shape, turn: Turn, folder: Path) -> None:
     """Train transformers' model of the same shape under its Trainer."""
-    from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+    from transformers import Trainer, TrainerCallback
     from transformers import TrainingArguments as Arguments
 
     class Turns(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             turn.step()
 
-    model: nn.Module
-    if shape.masked:
-        bert = BertConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.d_model,
-            num_hidden_layers=shape.n_layers,
-            num_attention_heads=shape.n_heads,
-            intermediate_size=4 * shape.d_model,
-            max_position_embeddings=shape.length,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        model = BertForMaskedLM(bert)
-    else:
-        gpt = GPT2Config(
-            vocab_size=shape.vocab_size,
-            n_positions=shape.length,
-            n_embd=shape.d_model,
-            n_layer=shape.n_layers,
-            n_head=shape.n_heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
-        model = GPT2LMHeadModel(gpt)
     arguments = Arguments(
         output_dir=str(folder),
         use_cpu=not shape.gpu,
@@ -196,15 +182,15 @@ def hugging_face(shape: Shape, turn: Turn, folder: Path) -> None:
         report_to=["tensorboard"],
         warmup_steps=100,
     )
-    Trainer(model, arguments, train_dataset=_Rows(shape), callbacks=[Turns()]).train()
+    Trainer(transformers_model(shape), arguments, train_dataset=_Rows(shape), callbacks=[Turns()]).train()
 
 
 class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Rows in transformers' format: for a masked model 15 % of the positions have a label, the others are ignored."""
+    """Rows in transformers' format: for a masked model some positions have a label, the others are ignored."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
-        self.tokens = torch.randint(256, (100_000,))
+        self.tokens = _tokens(shape)
 
     def __len__(self) -> int:
         return 10_000_000
@@ -214,8 +200,19 @@ class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
         tokens = self.tokens[start : start + self.shape.length].clone()
         if not self.shape.masked:
             return {"input_ids": tokens, "labels": tokens}
-        labels = torch.where(torch.rand(self.shape.length) < 0.15, tokens, -100)
-        return {"input_ids": torch.where(labels >= 0, 3, tokens), "labels": labels}
+        hidden, labels = _hide(tokens, self.shape)
+        return {"input_ids": hidden, "labels": labels}
+
+
+def _tokens(shape: Shape) -> Tensor:
+    """Return the tokens that peers train on, int64 (N,)."""
+    return zipf_tokens.stream(shape.vocab_size, shape.zipf) if shape.zipf else torch.randint(256, (100_000,))
+
+
+def _hide(tokens: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Return tokens (...) of which some are hidden, and these as labels; the others have the label -100."""
+    labels = torch.where(torch.rand(tokens.shape) < shape.masked_share, tokens, -100)
+    return torch.where(labels >= 0, zipf_tokens.MASK if shape.zipf else 3, tokens), labels
 
 
 def our_learner(shape: Shape, folder: Path) -> tuple[ModelWithLoss, Iterator[Batch]]:
@@ -241,6 +238,7 @@ def _config(shape: Shape, folder: Path) -> RunConfig:
     from pretrain.config.compose import compose, register_schemas
     from pretrain.config.run import RunConfig
 
+    shape.write_text(folder)
     register_schemas("train", RunConfig)
     found: RunConfig = compose("train", shape.settings(folder))
     return found
@@ -256,8 +254,12 @@ def _loop(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], shape: 
     def forward(x: Tensor, y: Tensor) -> Tensor:
         return loss_of(model(x), y)
 
-    step = torch.compile(forward) if shape.gpu else forward
-    optimizer, windows = _adamw(model), _windows(shape)
+    _train(model.to(shape.device), torch.compile(forward) if shape.gpu else forward, shape, turn)
+
+
+def _train(model: nn.Module, step: Callable[[Tensor, Tensor], Tensor], shape: Shape, turn: Turn) -> None:
+    """Train a model whose loss for tokens and targets is `step`."""
+    optimizer, windows = _adamw(model), windows_of(shape)
     while True:
         turn.step()
         for x, y in islice(windows, shape.accumulation):
@@ -279,18 +281,21 @@ def _take(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def _windows(shape: Shape) -> Iterator[tuple[Tensor, Tensor]]:
-    tokens = torch.randint(256, (100_000,))
+def windows_of(shape: Shape) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the micro-batches of the peers, tokens and targets (B, T): what follows, or what is hidden."""
+    tokens = _tokens(shape)
     while True:
         starts = torch.randint(len(tokens) - shape.length - 1, (shape.rows,)).tolist()
-        yield (
-            torch.stack([tokens[start : start + shape.length] for start in starts]),
-            torch.stack([tokens[start + 1 : start + 1 + shape.length] for start in starts]),
-        )
+        x = torch.stack([tokens[start : start + shape.length] for start in starts])
+        if shape.masked:
+            yield _hide(x, shape)
+        else:
+            yield x, torch.stack([tokens[start + 1 : start + 1 + shape.length] for start in starts])
 
 
 CONTENDERS: dict[str, Callable[[Shape, Turn, Path], None]] = {
-    each.__name__: each for each in (ours, plain_loop, lightning, nanogpt, litgpt, hugging_face)
+    each.__name__: each
+    for each in (ours, plain_loop, lightning, nanogpt, torchtitan, litgpt, hugging_face, transformers)
 }
 
 

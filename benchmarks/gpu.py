@@ -2,12 +2,14 @@
 
 Ours is `src/train.py` with all its defaults. All use bf16 autocast, are compiled, and take steps of several
 micro-batches (`baselines.py` describes them, `shapes.py` their sizes). All start and compile at once, then take turns
-of a few steps; where the GPU's memory does not hold them all, shape after shape. Ours and nanoGPT's run at a larger
+of a few steps; shapes that the GPU's memory does not hold beside the earlier ones come after them. All train on tokens
+of the whole vocabulary in documents of unequal length (`zipf_tokens.py`). Ours and nanoGPT's run at a larger
 micro-batch too, and the best of each are compared. MFU is relative to the dense bf16 peak that the GPU's maker
 documents, counted as for all our runs: skipped matmuls of masked blocks count as done. Memory is the peak of each
 process's allocated tensors.
 """
 
+import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,24 +39,54 @@ PEERS: dict[str, dict[str, float]] = {
     "gpt_124m_gpu": {"nanogpt": 1.0, "hugging_face": 1.1, "litgpt": 1.0},
     "gpt_124m_long_gpu": {"nanogpt": 1.0},
     "bert_110m_gpu": {"hugging_face": 1.25},
-    "modernbert_150m_gpu": {},
-    "llama_1b_gpu": {},
+    "modernbert_150m_gpu": {"transformers": 1.0},
+    "llama_1b_gpu": {"torchtitan": 1.0, "transformers": 1.0, "litgpt": 1.0},
 }
 BEST = {"gpt_124m_gpu": (32,)}  # larger micro-batches, in rows
 TINY: dict[str, dict[str, float]] = {"gpt_tiny": {"nanogpt": 1.0}}
-ALL_AT_ONCE_GIB = 130  # of GPU memory
+GIB = {"llama_1b_gpu": 38, "modernbert_150m_gpu": 13}  # of a process, about; others take
+OTHERS_GIB = 11
+MEMORY_SHARE = 0.95  # of the GPU's
 WARM_UP = 3  # steps
 
 
-def start(name: str, result: Result) -> list[Baseline]:
-    """Start the baselines of a shape and return them: ours first, at larger micro-batches as `ours@rows`."""
-    peers = (PEERS | TINY)[name]
-    there = [peer for peer in peers if find_spec(NEEDS.get(peer, "torch"))]
-    result.missing |= {peer: f"{NEEDS[peer]} is not installed" for peer in peers if peer not in there}
+def together(shapes: list[str], memory_gib: float) -> list[list[str]]:
+    """Return the shapes in groups, in order, whose baselines fit a GPU's memory at once; a group has at least one."""
+    groups: list[list[str]] = []
+    left = 0.0
+    for name in shapes:
+        needed = sum(gib_of(name, each) for each in contenders(name))
+        if not groups or needed > left:
+            groups.append([])
+            left = memory_gib
+        groups[-1].append(name)
+        left -= needed
+    return groups
+
+
+def gib_of(name: str, contender: str) -> float:
+    """Return about how much memory a baseline of a shape takes, at larger micro-batches twice as much."""
+    return float(GIB.get(name, OTHERS_GIB) * (2 if "@" in contender else 1))
+
+
+def contenders(name: str) -> list[str]:
+    """Return the baselines of a shape whose libraries are installed: ours first, larger ones as `ours@rows`."""
+    there = [peer for peer in (PEERS | TINY)[name] if find_spec(NEEDS.get(peer, "torch"))]
+    return ["ours", *there, *(f"{each}@{rows}" for rows in BEST.get(name, ()) for each in ("ours", "nanogpt"))]
+
+
+def start(name: str, memory_gib: float, result: Result) -> list[Baseline]:
+    """Start the baselines of a shape that fit the memory and return them; ours is the first."""
+    names = contenders(name)
+    result.missing |= {
+        f"{peer}, {name}": f"{NEEDS[peer]} is not installed" for peer in (PEERS | TINY)[name] if peer not in names
+    }
     here = str(Path(__file__).parent / "baselines.py")
-    larger = [f"{each}@{rows}" for rows in BEST.get(name, ()) for each in ("ours", "nanogpt")]
-    found = []
-    for each in ("ours", *there, *larger):
+    found: list[Baseline] = []
+    for each in names:
+        if found and sum(gib_of(name, one.name) for one in found) + gib_of(name, each) > memory_gib:
+            result.missing[f"{each}, {name}"] = "the GPU's memory does not hold it beside the others"
+            continue
         who, at, rows = each.partition("@")
         command = [sys.executable, here, who, f"{name}{at}{rows}"]
         found.append(Baseline(each, command, REUSE if who == "ours" else None))
@@ -132,9 +164,8 @@ def main() -> None:
     shapes, rounds, steps = (list(TINY), 1, 1) if given.tiny else (given.shapes, given.rounds, given.steps)
     result = Result("gpu", typed(), {"rounds": rounds, "steps": steps})
     memory_gib = 0 if given.tiny else torch.cuda.get_device_properties(0).total_memory >> 30
-    groups = [shapes] if memory_gib >= ALL_AT_ONCE_GIB else [[name] for name in shapes]
-    for names in groups:
-        started = {name: start(name, result) for name in names}
+    for names in together(shapes, MEMORY_SHARE * memory_gib):
+        started = {name: start(name, MEMORY_SHARE * memory_gib or math.inf, result) for name in names}
         warm_up(started, result)
         for name, baselines in started.items():
             compare(result, name, baselines, rounds, steps)

@@ -54,11 +54,11 @@ class Part:
 
 PARTS = {
     "ceilings": Part(0.06, (str(BENCHMARKS / "gpu_ceilings.py"),)),
-    "kernels": Part(0.16, (str(BENCHMARKS / "gpu_kernels.py"),)),
-    "races": Part(0.48, (str(BENCHMARKS / "gpu.py"),)),
-    "profile": Part(0.16, (str(BENCHMARKS / "gpu_profile.py"),)),
+    "kernels": Part(0.14, (str(BENCHMARKS / "gpu_kernels.py"),)),
+    "races": Part(0.54, (str(BENCHMARKS / "gpu.py"),)),
+    "profile": Part(0.14, (str(BENCHMARKS / "gpu_profile.py"),)),
     "truth": Part(
-        0.14,
+        0.12,
         ("-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(ROOT / "tests/gpu" / each) for each in TRUTH)),
         False,
     ),

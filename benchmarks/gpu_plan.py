@@ -19,7 +19,8 @@ MEASURES = ("src/pretrain/planning", "src/pretrain/models")
 def forecast_mib(name: str) -> float:
     """Return the peak memory of one shape that the dry run estimates."""
     shape = SHAPES[name]
-    words = [word for word in shape.settings(Path()) if not word.startswith("trainer.accelerator")]
+    of_the_run = ("trainer.accelerator", "data", "tokenizer")  # which a plan of a given vocabulary does not read
+    words = [word for word in shape.settings(Path()) if not word.startswith(of_the_run)]
     config: PlanConfig = compose("plan", [*words, "device=h200", "dry_run=false", f"vocab_size={shape.vocab_size}"])
     return forecast(config, target_of(config), simulate=True).peak / 2**20
 

@@ -9,6 +9,8 @@ classes     milliseconds of its kernels by what they do, and those of other name
 idle        share of the time between the first and the last kernel in which none ran
 gaps        the three longest such times, and the kernels before and after each
 
+`half` is ours with the residual stream in bf16 and 16-bit copies of the matrices, settings that are off by default.
+
 Also written: `trace_<shape>_<which>.json.gz`, for chrome://tracing.
 """
 
@@ -25,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from baselines import our_learner
+from baselines import our_learner, windows_of
 from comparison import Result, gpu_parser, parsed_with_gpu, typed, why
 from plain_gpt import PlainGPT
 from shapes import Shape, shape_of
@@ -39,13 +41,13 @@ MEASURES = (
 )
 
 SHAPES = {
-    "gpt_124m_gpu": ("ours", "nanogpt"),
-    "bert_110m_gpu": ("ours",),
-    "modernbert_150m_gpu": ("ours",),
-    "llama_1b_gpu": ("ours",),
+    "gpt_124m_gpu": ("ours", "nanogpt", "half"),
+    "bert_110m_gpu": ("ours", "half"),
+    "modernbert_150m_gpu": ("ours", "half"),
+    "llama_1b_gpu": ("ours", "half"),
     "gpt_124m_long_gpu": ("ours", "nanogpt"),
 }
-TINY = {"gpt_tiny": ("ours", "nanogpt")}
+TINY = {"gpt_tiny": ("ours", "nanogpt", "half")}
 # By the names of kernels, and for the tiny form by those of operators; the first that fits.
 CLASSES = {
     "communication": "nccl|c10d",
@@ -104,8 +106,15 @@ def summary(kernels: Sequence[Kernel], micro_batches: int) -> dict[str, Any]:
     }
 
 
-def ours(shape: Shape, folder: Path) -> Callable[[], None]:
+def half(shape: Shape, folder: Path) -> Callable[[], None]:
+    """Return what `ours` does, with the settings that keep more in 16 bits."""
+    return ours(shape, folder, half=True)
+
+
+def ours(shape: Shape, folder: Path, half: bool = False) -> Callable[[], None]:
     """Return forward and backward of our model on one of our batches."""
+    from pretrain.kernels.half_copies import HalfCopies
+    from pretrain.models.layers import use_half_stream
     from pretrain.parallel.config import ParallelConfig
     from pretrain.parallel.parallelize import parallelize
 
@@ -113,6 +122,9 @@ def ours(shape: Shape, folder: Path) -> Callable[[], None]:
     model_with_loss.to(shape.device)
     parallelize(model_with_loss, None, ParallelConfig(compile=shape.gpu), torch.bfloat16 if shape.gpu else None)
     batch = next(batches).to(shape.device)
+    if half:
+        use_half_stream(model_with_loss.model)
+        HalfCopies(model_with_loss.model, torch.bfloat16)
 
     def micro_batch() -> None:
         with torch.autocast(shape.device, torch.bfloat16, enabled=shape.gpu):
@@ -125,7 +137,7 @@ def ours(shape: Shape, folder: Path) -> Callable[[], None]:
 def nanogpt(shape: Shape, folder: Path) -> Callable[[], None]:
     """Return the same of a plain GPT-2, model and loss compiled together."""
     model = PlainGPT(shape.vocab_size, shape.length, shape.n_layers, shape.n_heads, shape.d_model).to(shape.device)
-    x, y = (torch.randint(256, (shape.rows, shape.length), device=shape.device) for _ in range(2))
+    x, y = (each.to(shape.device) for each in next(windows_of(shape)))
 
     def forward(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
@@ -140,7 +152,7 @@ def nanogpt(shape: Shape, folder: Path) -> Callable[[], None]:
     return micro_batch
 
 
-WAYS: dict[str, Callable[[Shape, Path], Callable[[], None]]] = {"ours": ours, "nanogpt": nanogpt}
+WAYS: dict[str, Callable[[Shape, Path], Callable[[], None]]] = {"ours": ours, "nanogpt": nanogpt, "half": half}
 
 
 def measure(micro_batch: Callable[[], None], gpu: bool, trace: Path | None) -> dict[str, Any]:

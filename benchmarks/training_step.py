@@ -31,7 +31,7 @@ PEERS = {
     "bert_110m": {"hugging_face": 1.25},
 }
 MEMORY = {"gpt_124m": {"hugging_face": 1 / 0.75}}
-NEEDS = {"hugging_face": "accelerate", "litgpt": "litgpt"}
+NEEDS = {"hugging_face": "accelerate", "litgpt": "litgpt", "transformers": "transformers"}
 
 
 def compare(result: Result, name: str, rounds: int, steps: int) -> None:

@@ -33,7 +33,7 @@ def test_the_tiny_form_runs_every_part_on_a_cpu(tmp_path: Path, monkeypatch: pyt
         assert table.TABLES[name](found).count("\n") >= 3
         assert str(tmp_path) not in found["command"]
     profiled = json.loads((tmp_path / "gpu_profile.json").read_text())["figures"]
-    for way in ("ours", "nanogpt"):
+    for way in ("ours", "nanogpt", "half"):
         assert profiled[f"gpt tiny, {way}"]["classes_ms"]["gemm"] > 0
         assert (tmp_path / f"trace_gpt_tiny_{way}.json.gz").stat().st_size > 1000
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from pretrain.models.choices import Norm
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.cost import checkpoint_bytes
 from pretrain.planning.dry_run import dry_run
@@ -96,6 +97,29 @@ def test_the_estimate_is_near_the_dry_run(plan: Plan, name: str, precision: Prec
         assert 0.94 * seen.activations < memory.activations < 1.15 * seen.activations
 
 
+@pytest.mark.parametrize("name", ["gpt", "llama", "checkpointing"])
+def test_a_residual_stream_in_16_bits_is_counted(plan: Plan, name: str) -> None:
+    works = []
+    for stream in ("false", "true"):
+        config = plan(*SHAPES[name], "trainer.precision=bf16", f"trainer.half_residual_stream={stream}")
+        works.append(work_of(config, Precision.bf16))
+    seen, memory = dry_run(config.run_config(), works[1]), estimate_memory(works[1])
+    assert 0.92 * seen.peak < memory.peak < 1.22 * seen.peak
+    assert 0.94 * seen.activations < memory.activations < 1.15 * seen.activations or "checkpointing" in name
+    usual = dry_run(config.run_config(), works[0]).activations
+    assert seen.activations < (0.9 if works[0].model.norm is Norm.layer else 1.001) * usual  # an RMS norm has a copy
+    assert work_of(config, Precision.fp32).stream_bytes == 4  # auto may become it
+
+
+def test_a_residual_stream_in_16_bits_takes_less_of_a_gpu_where_norms_are_compiled(plan: Plan) -> None:
+    words = ["model=llama_nano", "trainer.precision=bf16"]
+    activations = [
+        estimate_memory(workload_of(plan(*words, *more), 2048, Precision.bf16, gpu=True)).activations
+        for more in ([], ["trainer.half_residual_stream=true"])
+    ]
+    assert activations[1] < 0.95 * activations[0]
+
+
 @pytest.mark.parametrize("ranks", [64, pytest.param(1024, marks=pytest.mark.long)])
 def test_a_billion_parameters_on_many_devices(plan: Plan, ranks: int) -> None:
     """24 layers of 2,048 channels, in seconds and without the memory."""
@@ -143,6 +167,22 @@ def test_an_average_of_the_weights_takes_as_much_as_they(plan: Plan, words: list
     estimated = [estimate_memory(work) for work in works]
     assert estimated[1].average == estimated[1].peak - estimated[0].peak == more.weights
     assert checkpoint_bytes(works[1]) - checkpoint_bytes(works[0]) == 4 * works[0].parameters
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama untied", "gpt, large vocabulary"])
+def test_copies_of_the_weights_in_16_bits_are_counted(plan: Plan, name: str) -> None:
+    """They are kept between the steps, and autocast has none to save for the backward pass."""
+    configs = [plan(*SHAPES[name], f"parallel.half_weight_copies={copies}") for copies in ("false", "true")]
+    works = [work_of(config, Precision.bf16) for config in configs]
+    without, seen = (dry_run(config.run_config(), work) for config, work in zip(configs, works, strict=True))
+    memory, embedding = estimate_memory(works[1]), works[1].vocab_size * works[1].model.d_model
+    assert 0.99 * works[1].parameters < works[1].copied + (0 if works[1].model.tie_embeddings else embedding)
+    assert (without.copies, seen.copies) == (0, 2 * works[1].copied) == (0, memory.copies)
+    assert without.activations - seen.activations <= seen.copies
+    assert seen.peak < without.peak + 2 * embedding
+    assert 0.92 * seen.peak < memory.peak < 1.22 * seen.peak
+    assert 0.94 * seen.activations < memory.activations < 1.15 * seen.activations
+    assert work_of(configs[1], Precision.fp32).copied == 0
 
 
 def test_the_simulated_devices_are_gone_afterwards(plan: Plan) -> None:

@@ -21,8 +21,8 @@ from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import avoid_wrong_code
 from pretrain.parallel.device import choose_device
 from pretrain.training import auto_settings
-from pretrain.training.auto_settings import resolve_compile
-from pretrain.training.config import TrainerConfig
+from pretrain.training.auto_settings import resolve_compile, resolve_precision
+from pretrain.training.config import Precision, TrainerConfig
 from pretrain.training.run_length import run_length
 from pretrain.training.startup_summary import startup_summary
 from pretrain.training.strategy import MeshDDPStrategy, build_strategy
@@ -61,6 +61,35 @@ def test_a_cpu_compiles_only_when_asked(gradients: list[torch.Tensor]) -> None:
     assert config.parallel.compile is True
     assert not gradients
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("precision", "why"), [("fp32", "auto becomes fp32"), ("fp16", "fp16 has no number above")])
+def test_a_residual_stream_in_16_bits_is_one_of_bf16(precision: str, why: str) -> None:
+    message = rf"half_residual_stream=true .*is fp(32|16): {why}.*Try trainer\.precision=bf16"
+    with pytest.raises(ConfigError, match=message):
+        settings(f"trainer.precision={precision}", "trainer.half_residual_stream=true")
+
+
+def test_a_residual_stream_in_16_bits_is_refused_where_auto_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings("trainer.precision=auto", "trainer.half_residual_stream=true")
+    monkeypatch.setattr("pretrain.training.auto_settings.auto_precision", lambda _: Precision.fp32)
+    with pytest.raises(ConfigError, match=r"half_residual_stream=true .* auto becomes fp32"):
+        resolve_precision(config, CPU)
+
+
+def test_a_block_is_tried_with_the_residual_stream_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[TrialBlock] = []
+
+    def gradient(block: TrialBlock) -> torch.Tensor:
+        tried.append(block)
+        return torch.ones(3)
+
+    monkeypatch.setattr(TrialBlock, "compile", lambda _: None)
+    monkeypatch.setattr(TrialBlock, "gradient", gradient)
+    words = ["parallel.compile=true", "trainer.precision=bf16"]
+    for stream in (False, True):
+        resolve_compile(settings(*words, f"trainer.half_residual_stream={stream}".lower()), CPU)
+        assert tried[-1].model.embeddings.stream.half_stream is stream
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +186,7 @@ def test_a_compiled_block_really_has_the_same_gradient() -> None:
 
 def test_trainer_settings_are_arguments_of_the_trainer() -> None:
     ours = {"max_tokens", "max_restarts", "profile_steps", "timeout_s", "validate_first"}
-    ours |= {"initial_loss_scale", "loss_scale_growth_interval"}
+    ours |= {"half_residual_stream", "initial_loss_scale", "loss_scale_growth_interval"}
     names = {field.name for field in fields(TrainerConfig)} - ours
     assert names <= set(inspect.signature(L.Trainer.__init__).parameters)
 

@@ -24,6 +24,11 @@ class Masked(nn.Module):
         (["data.document_mask=false", "objective=masked"], Plain(), r"objective=masked attends to whole rows"),
         (["objective=hybrid"], Masked(), r"objective=hybrid chooses the direction.*`is_causal`"),
         (["parallel.activation_checkpointing=true"], Masked(), r"activation_checkpointing=true.*has no `blocks`"),
+        (
+            ["trainer.half_residual_stream=true", "trainer.precision=bf16"],
+            Masked(),
+            r"half_residual_stream=true casts.*Try trainer\.half_residual_stream=false",
+        ),
         (["data.document_mask=false"], Plain(), ""),
         ([], Masked(), ""),
     ],

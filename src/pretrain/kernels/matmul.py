@@ -12,6 +12,10 @@ class Matmul:
         """Return `F.linear` of x (..., K) with weight (N, K) and bias (N,): (..., N)."""
         return F.linear(x, weight, bias)
 
+    def cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the head's matrix (N, K) in the dtype of a matmul."""
+        return weight.to(dtype)
+
     def add_gradient(self, total: Tensor, grad: Tensor, x: Tensor) -> None:
         """Add grad^T @ x, of grad (M, N) and x (M, K), to the float32 total (N, K), in place."""
         if grad.dtype == total.dtype:

@@ -24,7 +24,10 @@ from pretrain.launch.remote_runs import local_run, restore_newest
 _RESUME_CRITICAL = (
     "seed", "batch_size", "init_from", "data", "tokenizer", "objective", "model", "lora", "optimizer", "schedule",
 )  # fmt: skip
-_RESUME_CRITICAL_TRAINER = ("trainer.precision", "trainer.loss_scale_growth_interval", "trainer.gradient_clip_val")
+_RESUME_CRITICAL_TRAINER = (
+    "trainer.precision", "trainer.half_residual_stream", "trainer.loss_scale_growth_interval",
+    "trainer.gradient_clip_val",
+)  # fmt: skip
 # exceptions to these; labels are read from the data, whose fingerprint is compared instead
 _NOT_CRITICAL = ("data.prefetch", "data.max_validation_rows", "objective.labels")
 # settings with an `auto` value, which a resume replaces by the value that the run resolved

@@ -16,7 +16,7 @@ from pretrain.models.attention import Attention, KVCache
 from pretrain.models.choices import Activation, ClassifierHead, Head, NormPosition, Position
 from pretrain.models.config import TransformerConfig
 from pretrain.models.interface import LanguageModule, Outputs, hide_padding
-from pretrain.models.layers import FeedForward, Scale, activate, build_norm
+from pretrain.models.layers import FeedForward, ResidualStream, Scale, activate, build_norm
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
 from pretrain.models.position import rotary_frequencies, rotation
 
@@ -34,6 +34,7 @@ class Embeddings(nn.Module):
         self.positions = nn.Embedding(rows, config.d_model) if learned else None
         self.types = nn.Embedding(config.token_types, config.d_model) if config.token_types else None
         self.norm = build_norm(config) if config.embedding_norm else None
+        self.stream = ResidualStream()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor, token_types: Tensor | None = None) -> Tensor:
@@ -51,7 +52,7 @@ class Embeddings(nn.Module):
             x = x + (self.types.weight[0] if token_types is None else self.types(token_types.clamp(max=last)))
         if self.norm is not None:
             x = self.norm(x)
-        return self.dropout(x)
+        return self.dropout(self.stream(x))
 
 
 class TokenInputs(NamedTuple):
@@ -82,6 +83,7 @@ class Block(nn.Module):
         self.feed_forward_output_norm = build_norm(config) if sandwich else nn.Identity()
         self.residual_scale = Scale() if config.residual_scalars else None
         self.embedding_scale = Scale() if config.residual_scalars else None
+        self.stream = ResidualStream()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -97,17 +99,20 @@ class Block(nn.Module):
         if inputs is not None and self.residual_scale is not None and self.embedding_scale is not None:
             x = self.residual_scale(x) + self.embedding_scale(inputs.embedded)
         if self.post:
-            x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotation, kv_cache, tokens)))
-            return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+            x = x + self.dropout(self.attention(x, mask, rotation, kv_cache, tokens))
+            x = self.stream(self.attention_norm(x))
+            return self.stream(self.feed_forward_norm(x + self.dropout(self.feed_forward(x))))
         if self.on_output:
-            x = x + self.dropout(self.attention_norm(self.attention(x, mask, rotation, kv_cache, tokens)))
-            return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
+            attended = self.attention_norm(self.attention(x, mask, rotation, kv_cache, tokens))
+            x = x + self.dropout(self.stream(attended))
+            return x + self.dropout(self.stream(self.feed_forward_norm(self.feed_forward(x))))
         attended = self.attention(self.attention_norm(x), mask, rotation, kv_cache, tokens)
-        attended = self.dropout(self.attention_output_norm(attended))
+        attended = self.dropout(self.stream(self.attention_output_norm(attended)))
         if self.parallel:
             return x + attended + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         x = x + attended
-        return x + self.dropout(self.feed_forward_output_norm(self.feed_forward(self.feed_forward_norm(x))))
+        fed = self.feed_forward_output_norm(self.feed_forward(self.feed_forward_norm(x)))
+        return x + self.dropout(self.stream(fed))
 
 
 class VocabularyHead(nn.Module):

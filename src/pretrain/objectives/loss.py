@@ -134,7 +134,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         shard, matmul = settings.shard, settings.matmul
         device = features.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
-        x, matrix = features.to(dtype), weight.to(dtype)
+        x, matrix = features.to(dtype), matmul.cast(weight, dtype)
         loss = torch.zeros((), dtype=torch.float32, device=features.device)
         grad_x = torch.empty_like(features)
         # FSDP2 gathers weights in bfloat16, and a sum over many chunks in that format loses small terms

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pretrain.kernels.half_copies import HalfCopies
 from pretrain.models.interface import LanguageModule, features_of, hidden_states, through_head
 from pretrain.objectives.batch import Batch, TokenRows
 from pretrain.objectives.loss import Head, LossSettings, cross_entropy_sum, token_losses
@@ -93,6 +94,7 @@ class ModelWithLoss(nn.Module):
         self.objective = objective
         self.use_block_masks = False  # on a GPU, for compiled layers
         self.split_rows: SplitRows | None = None  # with context parallelism
+        self.half_copies: HalfCopies | None = None  # with parallel.half_weight_copies
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the summed cross-entropy of the batch in nats, float32 (), and its number of targets, int64 ()."""

@@ -53,6 +53,9 @@ class ParallelConfig(Settings):
     cuda_graphs: bool = setting(
         False, "single: replay each micro-batch as one CUDA graph, for small models; not run on a GPU yet."
     )
+    half_weight_copies: bool = setting(
+        False, "single, ddp: cast each matrix to 16 bits once a step, not at each use; not run on a GPU yet."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,6 +139,8 @@ def build_parallel_dims(parallel: ParallelConfig, trainer: TrainerConfig, model:
                 )
     if parallel.cuda_graphs:
         _check_graphs(trainer)
+    if parallel.half_weight_copies:
+        _check_half_copies(trainer)
     context = parallel.context_parallel
     if context > 1 and trainer.strategy is Strategy.single:
         raise ConfigError(
@@ -189,6 +194,19 @@ def _check_graphs(trainer: TrainerConfig) -> None:
     raise ConfigError(
         f"parallel.cuda_graphs=true records a micro-batch once, and trainer.{name}={value} {why}. "
         "Try parallel.cuda_graphs=false."
+    )
+
+
+def _check_half_copies(trainer: TrainerConfig) -> None:
+    """Raise ConfigError for a run that has no use for 16-bit copies of its matrices."""
+    name, value, why = "strategy", trainer.strategy.name, "gathers the weights in 16 bits by itself"
+    if trainer.strategy is not Strategy.fsdp:
+        name, value, why = "precision", trainer.precision.name, "multiplies by float32 (auto, too, on some devices)"
+        if trainer.precision is not Precision.fp32:
+            return
+    raise ConfigError(
+        f"parallel.half_weight_copies=true casts each matrix once a step, and trainer.{name}={value} {why}. "
+        "Try parallel.half_weight_copies=false."
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, multiprocessing
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from pretrain.kernels.half_copies import HalfCopies
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
@@ -148,6 +149,8 @@ def train_case(task: TrainingTask, case: Case, steps: int) -> ParityResult:
     module = DistributedDataParallel(model_with_loss) if case.ddp else model_with_loss
     losses, norms = [], []
     for step in range(steps):
+        if model_with_loss.half_copies is not None:
+            model_with_loss.half_copies.refresh()
         loss, norm = train_step(module, optimizer, task, case, step)
         losses.append(loss)
         norms.append(norm)
@@ -167,6 +170,8 @@ def prepare_case(task: TrainingTask, case: Case) -> ModelWithLoss:
     assert isinstance(model, Transformer)
     model.tie()
     load_parameters(model, task.values)
+    if case.half is not None and case.settings.half_weight_copies:
+        model_with_loss.half_copies = HalfCopies(model, case.half)
     return model_with_loss.train()
 
 

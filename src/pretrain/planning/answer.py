@@ -182,5 +182,5 @@ def _memory(planned: Forecast) -> tuple[str, float]:
     if planned.target.hardware.gpu:
         return "peak memory", float(planned.peak)
     memory = planned.estimate
-    state = memory.weights + memory.average + memory.optimizer + memory.buckets + memory.gradients
+    state = memory.weights + memory.average + memory.copies + memory.optimizer + memory.buckets + memory.gradients
     return "memory between steps", float(state + planned.target.hardware.reserved)

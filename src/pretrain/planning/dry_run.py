@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
@@ -24,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrain.config.run import RunConfig
+from pretrain.kernels.half_copies import HalfCopies
+from pretrain.models.layers import use_half_stream
 from pretrain.models.lora import add_adapters
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
@@ -45,6 +47,7 @@ class Simulated:
     optimizer: int
     activations: int  # saved for the backward pass by one micro-batch, without weights
     average: int  # of the weights, with ema.decay
+    copies: int  # of the matrices, in 16 bits, with parallel.half_weight_copies
     peak: int
     seconds: float  # duration of the simulation
 
@@ -122,6 +125,9 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
         for parameter in model_with_loss.parameters():
             live.add(_local(parameter))
         averages = [torch.empty_like(each) for each in model_with_loss.parameters()] if workload.averaged else []
+        half = half_dtype(workload.precision)
+        if half is not None and workload.copied:
+            model_with_loss.half_copies = HalfCopies(model, half)
         batch = zero_batch(config, workload)
         for parameter in model_with_loss.parameters():
             if parameter.requires_grad:
@@ -137,6 +143,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
             optimizer=sum(_bytes(v) for state in optimizer.state.values() for v in state.values()),
             activations=saved.bytes,
             average=sum(_bytes(each) for each in averages),
+            copies=sum(_bytes(each) for each in copies_of(model_with_loss)),
             peak=live.peak,
             seconds=time.perf_counter() - started,
         )
@@ -159,12 +166,19 @@ def build_model_with_loss(config: RunConfig, workload: Workload, mesh: DeviceMes
     with torch.device("meta"):
         model = workload.model.build(workload.vocab_size, config.objective.causal)
         add_adapters(model, config.lora)
+    if workload.half_stream:
+        use_half_stream(model)
     objective = config.objective.build(PlannedVocabulary(workload.vocab_size), config.seed)
     objective.static_shapes = True  # simulated tensors have no values
     model_with_loss = ModelWithLoss(model, objective)
     settings = replace(config.parallel, compile=False)  # compiling changes memory by fusion alone
     parallelize(model_with_loss, mesh, settings, half_dtype(workload.precision))
     return model_with_loss
+
+
+def copies_of(model_with_loss: ModelWithLoss) -> list[Tensor]:
+    """Return the 16-bit copies of the matrices, if there are any."""
+    return [] if model_with_loss.half_copies is None else model_with_loss.half_copies.tensors
 
 
 def zero_batch(config: RunConfig, workload: Workload) -> Batch:
@@ -186,9 +200,9 @@ def zero_batch(config: RunConfig, workload: Workload) -> Batch:
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Sums the bytes that autograd saves for the backward pass, each storage once, without weights."""
+    """Sums the bytes that autograd saves for the backward pass, each storage once, without weights and their copies."""
 
-    def __init__(self, model_with_loss: nn.Module) -> None:
+    def __init__(self, model_with_loss: ModelWithLoss) -> None:
         self._model_with_loss = model_with_loss
         self._storages: dict[int, torch.UntypedStorage] = {}
         self.bytes = 0
@@ -196,7 +210,8 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
-        weights = {_local(parameter).untyped_storage()._cdata for parameter in self._model_with_loss.parameters()}
+        held = [*self._model_with_loss.parameters(), *copies_of(self._model_with_loss)]
+        weights = {_local(each).untyped_storage()._cdata for each in held}
         # weights that FSDP2 gathered and freed have 0 bytes now
         self.bytes = sum(storage.nbytes() for key, storage in self._storages.items() if key not in weights)
         self._storages.clear()

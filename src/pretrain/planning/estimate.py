@@ -26,6 +26,7 @@ class Memory:
     gathered: int  # full weights of FSDP2's units in use
     activations: int  # saved for the backward pass by one micro-batch, the loss included
     average: int  # of the weights, with ema.decay
+    copies: int  # of the matrices, in 16 bits, with parallel.half_weight_copies
     peak: int
 
 
@@ -39,7 +40,7 @@ def estimate_memory(work: Workload) -> Memory:
     gathered = outside + units * block if work.sharded else 0
     buckets = trained if work.strategy is Strategy.ddp else 0
     activations = activation_bytes(work)
-    vocabulary = work.vocabulary_held * work.model.d_model * work.stream_bytes
+    vocabulary = work.vocabulary_held * work.model.d_model * work.weight_bytes
     reducing = 3 * block if work.sharded else 0  # gradients of a block in two formats
     backward = activations + max(_logits_bytes(work), block_bytes(work), reducing)
     backward += trained if work.accumulation > 1 else 0  # gradients of the micro-batches before
@@ -56,7 +57,8 @@ def estimate_memory(work: Workload) -> Memory:
         gathered=gathered,
         activations=activations,
         average=weights * work.averaged,
-        peak=weights * (1 + work.averaged) + 2 * trained - matrices + buckets + gathered + peak,
+        copies=2 * work.copied,
+        peak=weights * (1 + work.averaged) + 2 * work.copied + 2 * trained - matrices + buckets + gathered + peak,
     )
 
 
@@ -79,7 +81,8 @@ def activation_bytes(work: Workload) -> int:
     head = work.vocabulary_held * model.d_model * FLOAT_BYTES  # sums of the chunks' gradients
     logits = 2 if model.logit_softcap is not None else 1  # before and behind the softmax
     loss = head if chunked else logits * work.targets * work.vocab_size * FLOAT_BYTES
-    copies = 2 * (work.parameters - (work.vocab_size * model.d_model if chunked else 0)) if work.autocasts else 0
+    not_cast = work.copied or (work.vocab_size * model.d_model if chunked else 0)  # by autocast, at each use
+    copies = 2 * (work.parameters - not_cast) if work.autocasts else 0
     return blocks + 2 * stream + features + loss + copies
 
 
@@ -88,15 +91,19 @@ def block_bytes(work: Workload) -> int:
     model, n, c = work.model, work.tokens, work.compute_bytes
     heads, kv_heads = (number * model.attention_head_dim // work.split for number in (model.n_heads, model.kv_heads))
     hidden = (4 if model.gated else 2) * model.ff_width // work.split
-    inputs = (5 if model.gated else 4) if work.autocasts else 2  # with one cast copy per linear layer
+    keeps_half = work.half_stream and model.norm is Norm.layer and not work.gpu  # a CPU's norm of it is in 16 bits too
+    inputs = (5 if model.gated else 4) if work.autocasts and not keeps_half else 2  # one cast copy per linear layer
     saved = n * c * (inputs * model.d_model + 4 * heads + 2 * kv_heads * work.context + hidden)
     saved += n * c * (2 * model.gate_width // work.split + heads * (model.gate_width > 0))  # gates, and their input
     if model.value_embeddings_every:  # the embedding's vectors and their gated sum
-        saved += n * (kv_heads * (work.stream_bytes + c) + 2 * c * model.kv_heads // work.split)
+        saved += n * (kv_heads * (work.weight_bytes + c) + 2 * c * model.kv_heads // work.split)
     if model.residual_scalars:  # the stream before it is scaled
         saved += work.tokens_between * model.d_model * work.stream_bytes
     rms_copy = FLOAT_BYTES if model.norm is Norm.rms and not work.gpu else 0  # a CPU's RMS norm is not fused
-    saved += 2 * work.tokens_between * model.d_model * (work.stream_bytes + rms_copy)
+    # autocast copies the input of a norm to float32, but a CPU's layer norm takes it as it is, and a compiled norm too
+    copied = rms_copy if not work.gpu else not work.compiled
+    norm_input = FLOAT_BYTES if work.half_stream and copied else work.stream_bytes
+    saved += 2 * work.tokens_between * model.d_model * (norm_input + rms_copy)
     if model.norm_position is NormPosition.sandwich:  # the inputs of two more norms, which nothing else saves
         saved += 2 * work.tokens_between * model.d_model * (c + rms_copy)
     saved += n * (heads + kv_heads) * (FLOAT_BYTES + rms_copy) if model.qk_norm else 0
@@ -131,7 +138,7 @@ def _unit_bytes(work: Workload) -> tuple[int, int]:
     """Return the bytes of gathered weights in one block, and outside of the blocks."""
     sizes = {name: math.prod(work.gathered_shape(name)) for name in work.shapes}
     inside = sum(size for name, size in sizes.items() if name.startswith("blocks."))
-    return inside // work.model.n_layers * work.stream_bytes, (sum(sizes.values()) - inside) * work.stream_bytes
+    return inside // work.model.n_layers * work.weight_bytes, (sum(sizes.values()) - inside) * work.weight_bytes
 
 
 def _largest_stack(work: Workload) -> int:

@@ -118,6 +118,7 @@ def memory_parts(forecast: Forecast) -> dict[str, int]:
         "gradients": counted.gradients,
         "optimizer": counted.optimizer,
         "average of weights": counted.average,
+        "weights in 16 bits": counted.copies,
         "activations": estimate.activations if selective else counted.activations,
         "FSDP2's gathered": estimate.gathered,
         "DDP's buckets": estimate.buckets,

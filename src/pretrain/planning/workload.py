@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
+from pretrain.kernels.half_copies import HalfCopies
 from pretrain.models.config import TransformerConfig, transformer_of
 from pretrain.models.lora import add_adapters
 from pretrain.models.masks import BLOCK, can_use_block_masks
@@ -72,6 +74,8 @@ class Workload:
     gpu: bool  # a GPU's kernels save less for the backward pass
     compiled: bool  # on a GPU: attention takes block masks
     averaged: bool = False  # whether a moving average of the weights is kept beside them
+    copied: int = 0  # numbers of the matrices that have a copy in 16 bits, made once a step
+    half_stream: bool = False  # whether the residual stream is in 16 bits under autocast
 
     @property
     def ranks(self) -> int:
@@ -129,9 +133,14 @@ class Workload:
         return 2 if self.half else FLOAT_BYTES
 
     @property
-    def stream_bytes(self) -> int:
-        """Bytes of a number of the residual stream or a weight in use: float32 by autocast, 16 bits by FSDP2."""
+    def weight_bytes(self) -> int:
+        """Bytes of a number of a weight in use: float32 by autocast, 16 bits by FSDP2."""
         return 2 if self.half and self.sharded else FLOAT_BYTES
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of a number of the residual stream: as of a weight in use, or 16 bits by a setting of the run."""
+        return 2 if self.half_stream else self.weight_bytes
 
     @property
     def autocasts(self) -> bool:
@@ -210,7 +219,17 @@ def workload_of(config: RunConfig, vocab_size: int, precision: Precision, gpu: b
         gpu=gpu,
         compiled=compiled,
         averaged=config.ema.decay > 0.0,
+        copied=_copied(config, built) if precision is not Precision.fp32 else 0,
+        half_stream=config.trainer.half_residual_stream
+        and precision is Precision.bf16
+        and config.trainer.strategy is not Strategy.fsdp,  # whose stream is in 16 bits in any case
     )
+
+
+def _copied(config: RunConfig, built: nn.Module) -> int:
+    if not config.parallel.half_weight_copies:
+        return 0
+    return sum(copy.numel() for copy in HalfCopies(built, torch.bfloat16).tensors)
 
 
 def _masked(config: RunConfig) -> bool:

@@ -10,6 +10,7 @@ from pretrain.kernels.block_gradient import TrialBlock
 from pretrain.kernels.compile import can_compile, compiler
 from pretrain.kernels.device import peak_flops_per_s
 from pretrain.launch.rank import log
+from pretrain.models.layers import use_half_stream
 from pretrain.parallel.device import choose_device
 from pretrain.parallel.precision import auto_precision, half_dtype
 from pretrain.training.config import Precision
@@ -89,6 +90,8 @@ def _compiles_correctly(config: RunConfig, device: torch.device) -> bool:
     rows, length = config.rows_per_micro_batch(), config.model.context_length
     half = half_dtype(config.trainer.precision)
     block = TrialBlock(shape, (rows, length), config.objective.causal, half, device)
+    if config.trainer.half_residual_stream:
+        use_half_stream(block.model)
     expected = block.gradient()
     block.compile()
     error = float((block.gradient() - expected).norm() / expected.norm())

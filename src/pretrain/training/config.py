@@ -66,6 +66,9 @@ class TrainerConfig(Settings):
     precision: Precision = setting(
         Precision.auto, "Number format of the computation; auto: bf16 or fp16 where the device has instructions for it."
     )
+    half_residual_stream: bool = setting(
+        False, "bf16: keep the residual stream in 16 bits too, as fsdp always does; not run on a GPU yet."
+    )
     initial_loss_scale: float = setting(
         65536.0, "fp16: factor of the first step's loss, a power of two; it halves at a gradient that overflows.",
         bounds="[1.0, 16777216.0]", hint="a power of two",
@@ -125,6 +128,14 @@ class TrainerConfig(Settings):
             raise ConfigError(
                 f"trainer.initial_loss_scale={self.initial_loss_scale:g} is not a power of two, and only those leave "
                 "the digits of gradients as they are. Try trainer.initial_loss_scale=65536."
+            )
+        if self.half_residual_stream and self.precision in (Precision.fp32, Precision.fp16):
+            why = "fp16 has no number above 65,504, which a residual stream may pass"
+            if self.precision is Precision.fp32:
+                why = "auto becomes fp32 where a device has no instructions for bf16"
+            raise ConfigError(
+                "trainer.half_residual_stream=true keeps the residual stream in bf16, and trainer.precision is "
+                f"{self.precision.name}: {why}. Try trainer.precision=bf16, or trainer.half_residual_stream=false."
             )
         if self.accelerator not in ACCELERATORS:
             raise ConfigError(

@@ -17,10 +17,12 @@ from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
 from pretrain.interop.load import LoadParameter, ModelFolder, build_without_weights, open_model, saved_values
 from pretrain.interop.peft_folder import read_adapters
+from pretrain.kernels.half_copies import HalfCopies
 from pretrain.launch.rank import log
 from pretrain.launch.run_plan import RunPlan
 from pretrain.models.config import ModelConfig, transformer_of
 from pretrain.models.interface import LanguageModule, allocate, build_model
+from pretrain.models.layers import use_half_stream
 from pretrain.models.lora import initial_adapter, is_adapter
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.context_parallel import build_row_split
@@ -90,9 +92,13 @@ def materializer(
 
     def materialize(mesh: DeviceMesh | None, device: torch.device) -> None:
         model = model_with_loss.model
+        if config.trainer.half_residual_stream:
+            use_half_stream(model)
         parallelize(model_with_loss, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, half)
         allocate(model_with_loss, "cpu" if config.parallel.cpu_offload else device, rebuilt)
         load_parameters(model, weights)
+        if half is not None and config.parallel.half_weight_copies:
+            model_with_loss.half_copies = HalfCopies(model, half)
         model_with_loss.split_rows = build_row_split(config.parallel_dims(), device.type)
         model_with_loss.train()
 

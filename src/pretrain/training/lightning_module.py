@@ -141,6 +141,8 @@ class TrainingModule(L.LightningModule):
         The loss is summed over targets and divided by a constant; `optimizer_step` then divides by the true number of
         targets in the global batch, and by the loss scale. The code is the same for every objective.
         """
+        if not self._samples:  # the first of a step
+            self._refresh_half_copies()
         loss_sum, count = self.model_with_loss(batch) if self._graphs is None else self._graphs(batch)
         self._step_targets = self._step_targets.to(count.device) + count
         self._step_loss_sum = self._step_loss_sum.to(loss_sum.device) + loss_sum.detach()
@@ -373,6 +375,14 @@ class TrainingModule(L.LightningModule):
     def on_validation_start(self) -> None:
         """Count every step before a validation."""
         self.outcomes.settle()
+
+    def on_validation_epoch_start(self) -> None:
+        """Validate the weights as they are now: a callback may have swapped them for a validation."""
+        self._refresh_half_copies()
+
+    def _refresh_half_copies(self) -> None:
+        if self.model_with_loss.half_copies is not None:
+            self.model_with_loss.half_copies.refresh()
 
     def on_train_end(self) -> None:
         """Count the last step."""

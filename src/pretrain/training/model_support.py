@@ -5,6 +5,7 @@ from torch import nn
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.models.interface import blocks_of, inputs_of
+from pretrain.models.layers import has_residual_stream
 
 
 def check_supported(config: RunConfig, model: nn.Module) -> None:
@@ -24,6 +25,11 @@ def check_supported(config: RunConfig, model: nn.Module) -> None:
         raise ConfigError(
             f"objective={config.objective.kind} chooses the direction of attention by row, and {named} has no input "
             "`is_causal`. Try objective=causal, or give forward() that input."
+        )
+    if config.trainer.half_residual_stream and not has_residual_stream(model):
+        raise ConfigError(
+            f"trainer.half_residual_stream=true casts what blocks of model.kind=transformer add up; {named} has none "
+            "of these. Try trainer.half_residual_stream=false."
         )
     if config.parallel.activation_checkpointing and not blocks_of(model):
         raise ConfigError(

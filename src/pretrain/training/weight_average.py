@@ -106,5 +106,6 @@ def build_average(
     if resumed is not None and is_saved:
         weights = saved_values(resumed, config.lora, model, part=EMA)
     second = ModelWithLoss(model, model_with_loss.objective)
-    plain = replace(config, parallel=replace(config.parallel, compile=False))  # it is run in validations alone
+    # it is run in validations alone
+    plain = replace(config, parallel=replace(config.parallel, compile=False, half_weight_copies=False))
     return WeightAverage(config.ema.decay, second, scores, materializer(second, plain, weights), is_saved)
