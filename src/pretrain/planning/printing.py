@@ -96,16 +96,13 @@ def _optimum(forecast: Forecast) -> list[str]:
     rows = [(law.name, law.optimum(flops), law.loss(parameters, tokens)) for law in (HOFFMANN, BESIROGLU)]
     simple = twenty_per_parameter(flops)
     rows.append((f"{TOKENS_PER_PARAMETER:.0f} tokens per parameter", simple, BESIROGLU.loss(parameters, tokens)))
+    is_fitted = flops >= LEAST_FITTED_FLOPS
     for name, best, loss in rows:
-        lines.append(
-            _line(name, "").rstrip().ljust(38)
-            + f"{count(best.parameters)} parameters, {count(best.tokens)} tokens: loss {best.loss:.3f}; "
-            f"this run's {loss:.3f}"
-        )
-    if flops < LEAST_FITTED_FLOPS:
-        lines.append(
-            _line("", f"fitted to runs of {LEAST_FITTED_FLOPS:.0g} FLOPs and more: losses of smaller ones mean little")
-        )
+        losses = f": loss {best.loss:.3f}; this run's {loss:.3f}" if is_fitted else ""
+        line = f"{count(best.parameters)} parameters, {count(best.tokens)} tokens{losses}"
+        lines.append(_line(name, "").rstrip().ljust(38) + line)
+    if not is_fitted:  # the formulas would give losses above that of a guess
+        lines.append(_line("", f"fitted to runs of {LEAST_FITTED_FLOPS:.0g} FLOPs and more: no loss of smaller ones"))
     return lines
 
 

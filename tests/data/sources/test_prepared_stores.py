@@ -304,5 +304,3 @@ def test_who_is_to_forget_a_document_finds_the_folder(written: Path, copy: Path,
     name = prepare(PreparedConfig(path=str(copy)), OWN, cache, silent).train[""].document_name(0)
     held = stores_that_hold(frozenset([name]), cache, [tmp_path / "copy"])
     assert {store.corpus for store in held} == {cache / "remote" / "stores" / "a", copy}
-    held[0].delete()
-    assert len(stores_that_hold(frozenset([name]), cache, [tmp_path / "copy"])) == 1
