@@ -11,7 +11,7 @@ from typing import Any
 
 from pretrain.data.curation.corpus_statistics import PREVIEW, Cluster, clusters, kept_documents, samples
 from pretrain.data.curation.differences import differences, excerpts
-from pretrain.data.curation.passages import passages
+from pretrain.data.curation.passages import Excerpt, passages, segments
 from pretrain.data.curation.rule_values import RULE_VALUES
 from pretrain.data.curation.rules import (
     CONTAMINATION_RULE,
@@ -24,7 +24,7 @@ from pretrain.data.curation.rules import (
 )
 from pretrain.data.curation.writing import SAMPLE_CHARACTERS
 from pretrain.reports.chart import short
-from pretrain.reports.page import Cell, card, escaped, grid, marked, marked_excerpts, number, table
+from pretrain.reports.page import Cell, card, escaped, grid, marked, number, table
 
 SIZES = 20  # of clusters that are counted
 _ABOUT = {
@@ -113,15 +113,14 @@ def _sample(rule: str, row: Mapping[str, Any], twins: Mapping[str, tuple[str, st
     if rule == NEAR_RULE and twin is not None:
         passage = twin[1][start : start + len(text) + SAMPLE_CHARACTERS]
         is_cut = len(text) >= SAMPLE_CHARACTERS
-        places = differences(text, passage, are_whole=not is_cut)
-        if places[0]:
-            return about + "".join(
-                marked_excerpts(shown, excerpts(shown, spans, SAMPLE_CHARACTERS), (start > 0, goes_on))
-                for shown, spans, goes_on in (
-                    (text, places[0], is_cut), (passage, places[1], start + len(passage) < len(twin[1])),
-                )
-            )  # fmt: skip
-    return f"{about}{marked(text, passages(text, rule))}"
+        own, of_twin = differences(text, passage, are_whole=not is_cut)
+        if own:
+            cuts = ((text, own, is_cut), (passage, of_twin, start + len(passage) < len(twin[1])))
+            for shown, spans, goes_on in cuts:
+                parts = excerpts(shown, spans, SAMPLE_CHARACTERS)
+                about += marked(segments(shown, parts, is_cut_before=start > 0, is_cut_behind=goes_on))
+            return about
+    return about + marked(segments(text, [Excerpt(0, len(text), passages(text, rule))]))
 
 
 def _facts(rule: str, row: Mapping[str, Any], twin: tuple[str, str] | None) -> list[str]:

@@ -97,7 +97,7 @@ def corpus_page(folder: Path) -> str:
         "Samples of what was removed", *sample_parts(folder, manifest),
         note=f"Chosen by hash, not by hand. Of a long text the first {SAMPLE_CHARACTERS:,} characters are shown, and "
         "what the rule counts in them is marked. Of a near-duplicate and of the text that stays for it, the first "
-        "places at which they differ are shown.",
+        "differences are shown.",
     )  # fmt: skip
     return page.render()
 

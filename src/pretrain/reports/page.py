@@ -200,32 +200,10 @@ def verbatim(text: str) -> str:
     return f"<pre>{escaped(text)}</pre>"
 
 
-def marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    """Return a text with the passages between these positions marked; they are in order and do not overlap."""
-    return f"<pre>{_with_marks(text, spans)}</pre>"
-
-
-def _with_marks(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    parts, at = [], 0
-    for start, end in spans:
-        parts.append(f"{_whole(text[at:start])}<mark>{_whole(text[start:end])}</mark>")
-        at = end
-    return f"{''.join(parts)}{_whole(text[at:])}"
-
-
-def marked_excerpts(
-    text: str, passages: Sequence[tuple[int, int, Sequence[tuple[int, int]]]], cut: tuple[bool, bool] = (False, False)
-) -> str:
-    """Return passages of a text, each by start, end and what is marked in it, with `...` where text is left out.
-
-    `cut` says whether the text itself was cut out of a longer one, at its beginning and at its end.
-    """
-    parts, behind = [], 0
-    for start, end, spans in passages:
-        parts.append(" ... "[0 if behind else 1 :] if start > behind or (cut[0] and not behind) else "")
-        parts.append(_with_marks(text[start:end], [(first - start, last - start) for first, last in spans]))
-        behind = end
-    return f"<pre>{''.join(parts)}{' ...' if cut[1] or behind < len(text) else ''}</pre>"
+def marked(segments: Iterable[tuple[str, bool]]) -> str:
+    """Return a text of segments, each with whether it is marked."""
+    parts = (f"<mark>{_whole(part)}</mark>" if is_marked else _whole(part) for part, is_marked in segments)
+    return f"<pre>{''.join(parts)}</pre>"
 
 
 def _whole(text: str) -> str:

@@ -1,20 +1,10 @@
-"""Places at which two texts differ: found in both, shown in passages, and cut ends are no differences."""
+"""Differences between two texts: found in both, shown in excerpts, and cut ends are none."""
 
 import random
 
-import pytest
-
-from pretrain.data.curation.differences import MAX_DIFFERENCES, differences, excerpts, first_difference
+from pretrain.data.curation.differences import MAX_DIFFERENCES, differences, excerpts
 
 PROSE = " ".join(f"word{n}" for n in range(1000))
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "equal"),
-    [("", "", 0), ("abc", "abc", 3), ("abc", "abd", 2), ("abc", "abcd", 3), ("xbc", "abc", 0), ("", "a", 0)],
-)
-def test_the_common_beginning_is_as_long_as_it_is(first: str, second: str, equal: int) -> None:
-    assert first_difference(first, second) == first_difference(second, first) == equal
 
 
 def shown(first: str, second: str, **more: bool) -> list[tuple[str, str]]:
@@ -30,9 +20,9 @@ def test_changed_added_and_removed_words_are_found() -> None:
     assert shown(PROSE, f"{PROSE} end") == [("", "end")]
 
 
-def test_only_the_first_places_are_looked_for_and_texts_that_part_end_the_search() -> None:
+def test_only_the_first_differences_are_found_and_texts_that_part_end_the_search() -> None:
     many = " ".join(f"other{n}" if n % 20 == 0 else f"word{n}" for n in range(1000))
-    assert [place for place, _ in shown(PROSE, many)] == [f"word{20 * n}" for n in range(MAX_DIFFERENCES)]
+    assert [word for word, _ in shown(PROSE, many)] == [f"word{20 * n}" for n in range(MAX_DIFFERENCES)]
     ((ours, theirs),) = shown(PROSE, PROSE[: PROSE.index("word5 ")] + " ".join(f"x{n}" for n in range(900)))
     assert ours.startswith("word5 ")
     assert theirs.startswith("x0 ")
@@ -44,20 +34,20 @@ def test_the_end_of_a_part_of_a_text_is_no_difference() -> None:
     assert len(shown(part, longer)) == 2
 
 
-def test_excerpts_hold_the_places_within_the_room_they_have() -> None:
+def test_excerpts_hold_the_differences_within_the_room_they_have() -> None:
     source = random.Random(0)
     for _ in range(50):
         words = PROSE.split()
-        for place in source.sample(range(1000), 8):
-            words[place] = "changed"
-        places, _ = differences(PROSE, " ".join(words))
+        for position in source.sample(range(1000), 8):
+            words[position] = "changed"
+        changed, _ = differences(PROSE, " ".join(words))
         room = source.choice([10, 200, 600, 10_000])
-        found = excerpts(PROSE, places, room)
+        found = excerpts(PROSE, changed, room)
         assert sum(end - start for start, end, _ in found) <= room
         assert [span for start, end, spans in found for span in spans if not start <= span[0] <= span[1] <= end] == []
         marked = [span for *_, spans in found for span in spans]
-        assert [span[0] for span in marked] == [place[0] for place in places[: len(marked)]]
-        assert len(marked) == len(places) or room < 1000
+        assert [span[0] for span in marked] == [span[0] for span in changed[: len(marked)]]
+        assert len(marked) == len(changed) or room < 1000
         ends = [0, *(edge for start, end, _ in found for edge in (start, end))]
         assert ends == sorted(ends)
     assert excerpts("x" * 300, [(0, 5)], 100) == [(0, 85, [(0, 5)])]

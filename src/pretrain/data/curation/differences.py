@@ -1,4 +1,4 @@
-"""Where two texts that are nearly equal differ, and how to show it: passages around the places, with these marked."""
+"""The differences between two texts that are nearly equal, and excerpts around them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,20 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
-from pretrain.data.curation.passages import Span
+from pretrain.data.curation.passages import Excerpt, Span
 
 MAX_DIFFERENCES = 6  # that are looked for in a pair of texts
-CONTEXT = 80  # characters shown before and behind a place
+CONTEXT = 80  # characters shown before and behind a difference
 _WORDS_COMPARED = 200  # of each text from a difference on, to find where the texts are equal again
 _EQUAL_WORDS = 3  # that must follow one another before the texts count as equal again
 _WORD, _WORD_START, _SPACE = re.compile(r"\S+"), re.compile(r"\s\S"), re.compile(r"\s")
 
 
-def first_difference(first: str, second: str) -> int:
-    """Return how many characters two texts have in common from their beginning on."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
 def differences(first: str, second: str, *, are_whole: bool = True) -> tuple[list[Span], list[Span]]:
-    """Return the first places at which two texts differ by words, in each text; the two lists have equal lengths.
+    """Return the first differences by words as spans of each text; the two lists have equal lengths.
 
-    A place without words in one of the texts, where the other has more, is an empty span there. White space is not
-    compared. Unless the texts `are_whole`, they end somewhere, and a place at the end of one is no difference.
+    Words that one text alone has are an empty span in the other. White space is not compared. Unless the texts
+    `are_whole`, what one of them lacks at its end is no difference.
     """
     spans_first, spans_second = list(_words(first)), list(_words(second))
     words_first = [first[start:end] for start, end in spans_first]
@@ -75,25 +63,25 @@ def _span(spans: Sequence[Span], start: int, end: int, size: int) -> Span:
     return at, at
 
 
-def excerpts(text: str, spans: Sequence[Span], characters: int) -> list[tuple[int, int, list[Span]]]:
-    """Return the passages of a text around these spans: start, end and the spans in each.
+def excerpts(text: str, spans: Sequence[Span], characters: int) -> list[Excerpt]:
+    """Return excerpts around these spans, which are their marks; those that would meet are one.
 
-    Passages that would meet are one. At most so many characters are in all of them together.
+    All of them together have at most so many characters.
     """
-    found: list[tuple[int, int, list[Span]]] = []
+    found: list[Excerpt] = []
     left = characters
     for span in spans:
         start, end = _word_start(text, span[0] - CONTEXT), _word_end(text, span[1] + CONTEXT)
-        joined = found and start <= found[-1][1]
-        begin = found[-1][1] if joined else start
+        joined = found and start <= found[-1].end
+        begin = found[-1].end if joined else start
         end = min(end, begin + left)
         if end < span[0] or (end == span[0] and span[1] > span[0]):
             break
         shown = (span[0], min(span[1], end))
         if joined:
-            found[-1] = (found[-1][0], end, [*found[-1][2], shown])
+            found[-1] = Excerpt(found[-1].start, end, [*found[-1].marks, shown])
         else:
-            found.append((start, end, [shown]))
+            found.append(Excerpt(start, end, [shown]))
         left -= end - begin
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 from pretrain.data.curation.corpus_statistics import opened, order_of, row_groups_of, samples
 from pretrain.data.curation.differences import differences, excerpts
 from pretrain.data.curation.manifest import read_manifest
-from pretrain.data.curation.passages import Span, passages
+from pretrain.data.curation.passages import Excerpt, Span, passages, segments
 from pretrain.data.curation.rules import NEAR_RULE, RULE_NAMES, Rule
 from pretrain.data.curation.stages import sample_rank
 from pretrain.errors import ConfigError, nearest, printable
@@ -225,17 +225,17 @@ def lines_of(document: Explained, characters: int, *, all_rules: bool) -> list[s
         for verdict in document.verdicts
         if verdict.removes or (all_rules and verdict.value is not None)
     ]
-    places, places_of_twin = _places(document)
-    lines += _text_lines("text", document, characters, places)
+    own, of_twin = _differences(document)
+    lines += _text_lines("text", document, characters, own)
     if document.twin is not None:
         alike = "" if document.similarity is None else f", similarity {document.similarity:.3f}"
         lines.append(f"copy of     {document.twin.id}  {document.twin.origin}{alike}")
-        lines += _text_lines("its text", document.twin, characters, places_of_twin)
+        lines += _text_lines("its text", document.twin, characters, of_twin)
     return lines
 
 
-def _places(document: Explained) -> tuple[list[Span], list[Span]]:
-    """Return where a near-duplicate and its twin differ, in both texts; empty for other documents."""
+def _differences(document: Explained) -> tuple[list[Span], list[Span]]:
+    """Return the differences between a near-duplicate and its twin as spans of both texts; none for others."""
     twin = document.twin
     if document.removed_by != NEAR_RULE or document.text is None or twin is None or twin.text is None:
         return [], []
@@ -244,43 +244,20 @@ def _places(document: Explained) -> tuple[list[Span], list[Span]]:
     return own, [(start + document.start, end + document.start) for start, end in others]
 
 
-def _text_lines(head: str, document: Explained, characters: int, places: Sequence[Span]) -> list[str]:
+def _text_lines(head: str, document: Explained, characters: int, different: Sequence[Span]) -> list[str]:
     if document.text is None:
         return [f"{head:<11} not there any more: work/ of the corpus was deleted, and it is no sample"]
     if not characters:
         return []
-    shown = (
-        _around(document, characters, places)
-        if places
-        else _beginning(document, characters, passages(document.text, document.removed_by or ""))
-    )
-    return [f"{head:<11} {shown}"]
+    text, rule = document.text, document.removed_by or ""
+    shown = excerpts(text, different, characters) if different else [_beginning(text, rule, characters)]
+    parts = segments(text, shown, is_cut_before=document.start > 0, is_cut_behind=not document.is_whole)
+    return [f"{head:<11} {''.join(f'>>{part}<<' if is_marked else part for part, is_marked in parts)}"]
 
 
-def _around(document: Explained, characters: int, places: Sequence[Span]) -> str:
-    """Return the passages around the places at which a text differs from another, with these marked."""
-    text, shown, behind = document.text or "", "", 0
-    for start, end, spans in excerpts(text, places, characters):
-        if start > behind or (document.start and not behind):
-            shown += " ... " if behind else "..."
-        shown += _with_marks(text, (start, end), spans)
-        behind = end
-    return shown if behind == len(text) and document.is_whole else f"{shown}..."
-
-
-def _beginning(document: Explained, characters: int, spans: Sequence[Span]) -> str:
+def _beginning(text: str, rule: str, characters: int) -> Excerpt:
     """Return the beginning of a text, or what is around the first passage that a rule counts, with these marked."""
-    text = document.text or ""
+    spans = passages(text, rule)
     start = max(0, spans[0][0] - _BEFORE) if spans and spans[0][1] > characters else 0
     end = min(start + characters, len(text))
-    shown = _with_marks(text, (start, end), [span for span in spans if span[1] <= end])
-    before = "..." if start or document.start else ""
-    return f"{before}{shown}{'...' if end < len(text) or not document.is_whole else ''}"
-
-
-def _with_marks(text: str, passage: Span, spans: Sequence[Span]) -> str:
-    shown, at = "", passage[0]
-    for first, last in spans:
-        shown += f"{text[at:first]}>>{text[first:last]}<<"
-        at = last
-    return shown + text[at : passage[1]]
+    return Excerpt(start, end, [span for span in spans if span[1] <= end])

@@ -1,12 +1,13 @@
-"""Where in a text a rule finds what it counts: the passages that a report and `explain` mark.
+"""The passages of a text that a rule counts, and the parts in which a report and `explain` show a text with marks.
 
-Rules on a whole text, such as the number of its words, have none.
+Rules on a whole text, such as the number of its words, have no passages.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from pretrain.data.curation.personal_data import find
 from pretrain.data.curation.statistics import SENTENCE_ENDS, SHORT_LINE
@@ -14,6 +15,36 @@ from pretrain.data.curation.words import split_words
 
 Span = tuple[int, int]  # first character, and the one behind the last
 MAX_PASSAGES = 400  # of one text
+
+
+class Excerpt(NamedTuple):
+    """A part of a text that is shown: its first character, the one behind its last, and the spans to mark in it."""
+
+    start: int
+    end: int
+    marks: list[Span]
+
+
+def segments(
+    text: str, excerpts: Iterable[Excerpt], *, is_cut_before: bool = False, is_cut_behind: bool = False
+) -> Iterator[tuple[str, bool]]:
+    """Yield excerpts of a text in segments, each with whether it is marked, and `...` where text is left out.
+
+    The text itself may be cut out of a longer one, before it or behind it.
+    """
+    at = 0
+    for number, excerpt in enumerate(excerpts):
+        if excerpt.start > at or (is_cut_before and not number):
+            yield " ... " if number else "...", False
+        at = excerpt.start
+        for start, end in excerpt.marks:
+            yield text[at:start], False
+            yield text[start:end], True
+            at = end
+        yield text[at : excerpt.end], False
+        at = excerpt.end
+    if is_cut_behind or at < len(text):
+        yield "...", False
 
 
 def passages(text: str, rule: str) -> list[Span]:

@@ -19,7 +19,6 @@ import xxhash
 from pretrain.data.curation.base_corpus import index_dtype
 from pretrain.data.curation.contamination.tasks import contaminated_documents
 from pretrain.data.curation.corpus_statistics import kept_documents
-from pretrain.data.curation.differences import first_difference
 from pretrain.data.curation.duplicates import Fate, Fates
 from pretrain.data.curation.engine import Counts, Task, file_of, number_of_tasks
 from pretrain.data.curation.licenses import needs_attribution
@@ -47,7 +46,7 @@ from pretrain.data.curation.units import read_unit
 WRITE_VERSION = 4
 SAMPLE_CHARACTERS = 2000
 _COMPARED_CHARACTERS = 100_000  # of a sampled near-duplicate, to find where it differs: memory is bounded
-_BEFORE_DIFFERENCE = 200  # characters of a sampled near-duplicate before the first place that differs from its twin
+_BEFORE_DIFFERENCE = 200  # characters of a sampled near-duplicate before the first difference from its twin
 DOMAINS_OF_A_UNIT = 10_000
 SHARD = pa.schema(
     [("id", pa.string()), ("text", pa.large_string()), ("source", pa.string()), ("origin", pa.string()),
@@ -408,11 +407,12 @@ def merge_samples(folder: Path, output: Path, most: int) -> None:
 
 
 def _cut_near(rows: list[dict[str, Any]], output: Path) -> None:
-    """Cut the texts of near-duplicates to the part that begins before the first place that differs from the twin."""
+    """Cut the texts of near-duplicates to the part that begins before the first difference from the twin."""
     twins = kept_documents(output, {row["duplicate_of"] for row in rows})
     for row in rows:
         _, twin = twins.get(row["duplicate_of"], ("", row["text"]))  # one of a base corpus is not here
-        differs_at = first_difference(row["text"], twin)
+        pairs = enumerate(zip(row["text"], twin, strict=False))
+        differs_at = next((at for at, (one, other) in pairs if one != other), min(len(row["text"]), len(twin)))
         has_difference = differs_at < max(len(row["text"]), len(twin)) and differs_at < _COMPARED_CHARACTERS
         row["start"] = max(0, differs_at - _BEFORE_DIFFERENCE) if has_difference else 0
         row["text"] = row["text"][row["start"] :][:SAMPLE_CHARACTERS]
