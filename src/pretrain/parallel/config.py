@@ -186,28 +186,26 @@ def _check_slices(parallel: ParallelConfig, model: ModelConfig) -> None:
 
 def _check_graphs(trainer: TrainerConfig) -> None:
     """Raise ConfigError for a run whose micro-batches are no graphs: of several processes, or with a loss scale."""
-    name, value, why = "strategy", trainer.strategy.name, "is that of several processes, whose sums are not recorded"
-    if trainer.strategy is Strategy.single:
-        name, value, why = "precision", trainer.precision.name, "has a loss scale that changes with the steps"
-        if trainer.precision is not Precision.fp16:
-            return
-    raise ConfigError(
-        f"parallel.cuda_graphs=true records a micro-batch once, and trainer.{name}={value} {why}. "
-        "Try parallel.cuda_graphs=false."
-    )
+    does = "cuda_graphs=true records a micro-batch once"
+    if trainer.strategy is not Strategy.single:
+        why = "is that of several processes, whose sums are not recorded"
+        raise _does_not_fit(does, f"strategy={trainer.strategy.name} {why}")
+    if trainer.precision is Precision.fp16:
+        raise _does_not_fit(does, "precision=fp16 has a loss scale that changes with the steps")
 
 
 def _check_half_copies(trainer: TrainerConfig) -> None:
     """Raise ConfigError for a run that has no use for 16-bit copies of its matrices."""
-    name, value, why = "strategy", trainer.strategy.name, "gathers the weights in 16 bits by itself"
-    if trainer.strategy is not Strategy.fsdp:
-        name, value, why = "precision", trainer.precision.name, "multiplies by float32 (auto, too, on some devices)"
-        if trainer.precision is not Precision.fp32:
-            return
-    raise ConfigError(
-        f"parallel.half_weight_copies=true casts each matrix once a step, and trainer.{name}={value} {why}. "
-        "Try parallel.half_weight_copies=false."
-    )
+    does = "half_weight_copies=true casts each matrix once a step"
+    if trainer.strategy is Strategy.fsdp:
+        raise _does_not_fit(does, "strategy=fsdp gathers the weights in 16 bits by itself")
+    if trainer.precision is Precision.fp32:
+        raise _does_not_fit(does, "precision=fp32 multiplies by float32 (auto, too, on some devices)")
+
+
+def _does_not_fit(does: str, trainer_setting: str) -> ConfigError:
+    """Return the error of a parallel setting and what it does, beside a setting of the trainer and why it cannot."""
+    return ConfigError(f"parallel.{does}, and trainer.{trainer_setting}. Try parallel.{does.partition('=')[0]}=false.")
 
 
 def _check_split(parallel: ParallelConfig, model: ModelConfig) -> None:
