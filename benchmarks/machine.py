@@ -36,7 +36,16 @@ def _versions(package: str) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Return the commit of this checkout, with -dirty if files have changed since; "" outside a repository."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else ""
+    """Return the commit of this checkout, with -dirty if files have changed since; "" outside a repository.
+
+    Results do not count: those of a script must not mark those of the next.
+    """
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    if commit.returncode:
+        return ""
+    is_dirty = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results").returncode
+    return commit.stdout.strip() + ("-dirty" if is_dirty else "")
