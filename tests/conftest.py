@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fault_matrix
 import pytest
+import torch
 from faulty_storage import FaultyStorage
 from job import Job
 from tiny_run import TinyRun
@@ -23,6 +24,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     fault_matrix.note(item)
+    random.seed(0)  # what a test draws does not depend on the tests before it, nor on the worker
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
