@@ -29,9 +29,10 @@ def one_thread() -> Iterator[None]:
         ["optimizer=adamw", "optimizer.learning_rate=0.02"],  # too high to train with: the small steps tell it apart
         ["model=bert_nano", "optimizer=stable_adamw"],
         ["optimizer.update_scale=spectral"],
+        ["optimizer.update_scale=spectral", "optimizer.row_beta2=0.95"],
         ["model.base_head_dim=4", "model.attention_gate=head", "model.value_embeddings_every=2"],  # wider heads
     ],
-    ids=["adamw", "bert", "spectral", "muon, wider heads"],
+    ids=["adamw", "bert", "spectral", "spectral, even rows", "muon, wider heads"],
 )
 def test_every_width_changes_alike(context: Any, words: list[str]) -> None:
     found = steps_change_every_width_alike(context(*words, *MUP))

@@ -225,3 +225,19 @@ def test_a_spectral_update_has_singular_values_of_the_shape(rows: int, columns: 
     assert step.square().mean().sqrt().item() == pytest.approx(expected / max(rows, columns) ** 0.5, rel=1e-3)
     if not row_beta2:
         assert_close(torch.linalg.svdvals(step), torch.full((min(rows, columns),), expected), rtol=1e-3, atol=0)
+
+
+def test_even_rows_of_a_spectral_update_of_low_rank_do_not_make_it_larger() -> None:
+    """One singular value: its rows were of unlike size and are alike, and the whole has the norm of the update."""
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(48, 48, bias=False)])})
+    config = MuonConfig(
+        learning_rate=0.5, weight_decay=0.0, row_beta2=0.9, newton_schulz_steps=12, update_scale=UpdateScale.spectral,
+        newton_schulz_coefficients=NewtonSchulz.converging,
+    )  # fmt: skip
+    optimizer, weight = config.build(model), model.get_parameter("blocks.0.weight")
+    before = weight.detach().clone()
+    weight.grad = torch.linspace(1, 3, 48)[:, None] * torch.ones(1, 48)
+    optimizer.step()
+    step = (before - weight.detach()) / 0.5
+    assert step.norm().item() == pytest.approx(1.0, rel=1e-2)
+    assert_close(step.norm(dim=1), torch.full((48,), 48**-0.5), rtol=1e-2, atol=0)

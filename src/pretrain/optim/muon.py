@@ -58,20 +58,25 @@ def orthogonalize(matrices: Tensor, steps: int, kind: NewtonSchulz = NewtonSchul
     return x.mT if tall else x
 
 
-def even_rows(updates: Tensor, moments: list[Tensor], beta2: float, skips: Tensor | None = None) -> Tensor:
+def even_rows(
+    updates: Tensor, moments: list[Tensor], beta2: float, keep_norm: bool, skips: Tensor | None = None
+) -> Tensor:
     """Return updates (N, rows, columns) with rows of like size; add them to the moments, N of (rows, 1), in place.
 
-    The moments stay as they are where `skips` () holds. Each row is divided by the root of its second moment, and the
-    whole then has the Frobenius norm of a matrix whose numbers have a root mean square of 1. Source: NorMuon, Li et al.
-    2025, https://arxiv.org/abs/2510.05491.
+    The moments stay as they are where `skips` () holds. Each row is divided by the root of its second moment. The whole
+    then has the Frobenius norm that it had with `keep_norm`, else that of a matrix whose numbers have a root mean
+    square of 1. Source: NorMuon, Li et al. 2025, https://arxiv.org/abs/2510.05491, without `keep_norm`.
     """
     before = None if skips is None else [moment.clone() for moment in moments]
     torch._foreach_lerp_(moments, list(updates.square().mean(-1, keepdim=True).unbind()), 1.0 - beta2)
     if skips is not None and before is not None:
         assign_unless(~skips, moments, before)
     even = updates / (torch.stack(moments).sqrt() + _TINY)
-    numbers = updates.shape[-2] * updates.shape[-1]
-    return even * (numbers**0.5 / (even.norm(dim=(-2, -1), keepdim=True) + _TINY))
+    if keep_norm:
+        norm = updates.norm(dim=(-2, -1), keepdim=True)
+    else:
+        norm = updates.new_tensor(float(updates[0].numel()) ** 0.5)
+    return even * (norm / (even.norm(dim=(-2, -1), keepdim=True) + _TINY))
 
 
 def root_mean_square(kind: UpdateScale, rows: int, columns: int) -> float:
@@ -184,8 +189,9 @@ class Muon(torch.optim.AdamW):
         else:
             torch._foreach_mul_(weights, torch.where(skips, 1.0, 1.0 - rate * decay))
         shape = stack.parameters[0].shape
-        size = root_mean_square(group["update_scale"], *shape)  # rows that were made even have one of 1
-        scale = size if group["row_beta2"] else size * max(shape) ** 0.5
+        scale = root_mean_square(group["update_scale"], *shape)
+        if not group["row_beta2"] or _keeps_norm(group):  # else the updates have a root mean square of 1
+            scale *= max(shape) ** 0.5
         torch._foreach_add_(weights, updates, alpha=-rate * scale)
         for parameter, (_, *moments) in zip(stack.parameters, results, strict=True):
             for moment in moments:
@@ -222,8 +228,16 @@ def _updates(group: dict[str, Any], matrices: list[Parts], skips: Tensor | None)
     if not group["row_beta2"]:
         return [[update] for update in updates.unbind()]
     moments = [moment for _, moment in matrices]
-    updates = even_rows(updates, moments, float(group["row_beta2"]), skips)
+    updates = even_rows(updates, moments, float(group["row_beta2"]), _keeps_norm(group), skips)
     return [list(each) for each in zip(updates.unbind(), moments, strict=True)]
+
+
+def _keeps_norm(group: dict[str, Any]) -> bool:
+    """Return whether even rows leave an update's norm as it is.
+
+    The root mean square of NorMuon's paper makes an update of low rank larger, by a factor that grows with the width.
+    """
+    return bool(group["update_scale"] is UpdateScale.spectral)
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> Muon:
