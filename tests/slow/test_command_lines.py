@@ -47,7 +47,7 @@ def test_a_signal_ends_a_run_that_goes_on_exactly(tmp_path: Path, corpus: Path, 
         "model.d_model=64",
         "model.context_length=64",
         "model.dropout=0.1",
-        "trainer.max_steps=300",
+        "trainer.max_steps=150",
         "trainer.log_every_n_steps=1",
         "trainer.val_check_interval=1000",
     ]
@@ -77,7 +77,7 @@ def test_a_signal_ends_a_run_that_goes_on_exactly(tmp_path: Path, corpus: Path, 
     whole = call(*words, "paths.run_dir=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     one, other = open_checkpoint(folder), open_checkpoint(tmp_path / "whole")
-    assert one.step == other.step == 300
+    assert one.step == other.step == 150
     for part in ("model", "optimizer", "random"):
         assert (one.folder / f"{part}.safetensors").read_bytes() == (other.folder / f"{part}.safetensors").read_bytes()
 
