@@ -42,7 +42,9 @@ def test_killed_ten_times_it_makes_the_same_store(tmp_path: Path, corpus: Path) 
         process = forked_process.popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(draw.uniform(0.2, 0.9) * takes_s)
         process.kill()
-        hits += process.wait() == -9
+        is_killed = process.wait() == -9
+        hits += is_killed
+        takes_s *= 1.0 if is_killed else 0.8  # the machine was busier when the whole was timed
         stores = [path for path in (tmp_path / "killed").glob("stores/*") if ".tmp" not in path.name]
         assert all((store / "done.json").exists() for store in stores)
         if stores:  # too late, or just in time: it was done
