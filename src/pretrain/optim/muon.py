@@ -72,10 +72,7 @@ def even_rows(
     if skips is not None and before is not None:
         assign_unless(~skips, moments, before)
     even = updates / (torch.stack(moments).sqrt() + _TINY)
-    if keep_norm:
-        norm = updates.norm(dim=(-2, -1), keepdim=True)
-    else:
-        norm = updates.new_tensor(float(updates[0].numel()) ** 0.5)
+    norm = updates.norm(dim=(-2, -1), keepdim=True) if keep_norm else updates[0].numel() ** 0.5
     return even * (norm / (even.norm(dim=(-2, -1), keepdim=True) + _TINY))
 
 
