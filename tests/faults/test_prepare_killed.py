@@ -45,7 +45,7 @@ def test_killed_ten_times_it_makes_the_same_store(tmp_path: Path, corpus: Path) 
         process.kill()
         is_killed = process.wait() == -9
         hits += is_killed
-        takes_s *= 1.0 if is_killed else 0.8  # the machine was busier when the whole was timed
+        takes_s *= 1.0 if is_killed else 0.8  # too late: the machine was busier when it was timed
         stores = [path for path in (tmp_path / "killed").glob("stores/*") if ".tmp" not in path.name]
         assert all((store / "done.json").exists() for store in stores)
         if stores:  # too late, or just in time: it was done
