@@ -155,21 +155,18 @@ class Masked(Objective):
         """
         (n_rows, length), (target_positions, ids) = tokens.shape, targets
         chosen, counts = chosen_of_rows
-        rows = np.arange(n_rows)
-        # in the flat targets: chosen number i of row r is at r n_targets + i - (chosen in earlier rows)
-        slot = np.arange(len(chosen))
-        slot += (rows * ids.shape[1] + counts - counts.cumsum()).repeat(counts)
+        filled = np.arange(ids.shape[1]) < counts[:, None]
+        target_positions[filled] = chosen - np.arange(0, n_rows * length, length).repeat(counts)
         tokens = tokens.reshape(-1)
-        hidden = tokens.take(chosen)
-        target_positions.reshape(-1)[slot] = chosen - (rows * length).repeat(counts)
-        ids.reshape(-1)[slot] = hidden
+        ids[filled] = originals = tokens.take(chosen)
         fates += _FATE
-        mix_32_bits(fates)
-        np.putmask(hidden, fates < self._mask_limit, self.mask_id)
-        randomized = ((fates >= self._mask_limit) & (fates < self._random_limit)).nonzero()[0]
+        others = (mix_32_bits(fates) >= self._mask_limit).nonzero()[0]
+        fates, kept = fates.take(others), originals.take(others)
+        randomized = (fates < self._random_limit).nonzero()[0]
         words = mix_32_bits(fates.take(randomized) + _FATE)
-        hidden[randomized] = words * np.uint64(self.vocab_size) >> np.uint64(32)
-        tokens[chosen] = hidden
+        kept[randomized] = words * np.uint64(self.vocab_size) >> np.uint64(32)
+        tokens[chosen] = self.mask_id
+        tokens[chosen.take(others)] = kept
 
     def _quotas(self, length: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
         """Return how many of n maskable tokens become targets, and a bound of their units' hashes, by n, (length + 1,).
