@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.planning.config import LadderSize, ScaleConfig
 from pretrain.planning.ladder import cell_of, cells_of, parameters_of, size_for, with_size
 from pretrain.planning.scaling import Optimum
-from pretrain.planning.scaling_fit import Range, fit_law
+from pretrain.planning.scaling_fit import Point, Range, fit_law
 from pretrain.reports.scale import HeldOut, Ladder, LadderRun, Recommended, in_words, scale_page
 
 
@@ -152,6 +153,22 @@ def test_a_page_shows_the_law_and_how_far_to_trust_it() -> None:
     data = whole_ladder().as_data()
     assert data["held_out"]["inside"]
     assert data["constants"]["alpha"]["value"] == pytest.approx(PLANTED.alpha, abs=0.1)
+
+
+def test_runs_that_did_not_learn_are_named() -> None:
+    found = whole_ladder()
+    assert "stood still" not in in_words(found)
+    assert "more than a scaling law has" not in in_words(found)
+    shorter, longer = (
+        LadderRun("3x96", 5, 500_000, tokens, loss, "logs/s") for tokens, loss in ((1e6, 4.3), (2e6, 5.5))
+    )
+    words = in_words(replace(found, runs=[longer, *found.runs, shorter]))
+    assert "note: 3x96 ended at 5.500 after 2 M tokens, and at 4.300 after 1 M: a run that stood still" in words
+    assert words.count("stood still") == 1
+    # a plateau: at first hardly a model learns, then all do
+    late = [Point(n, d, 2.0 + 20 / n**0.2 + 4e8 / d**1.4) for n in (2e5, 4e5, 8e5, 1.6e6) for d in (1e6, 2e6, 4e6)]
+    words = in_words(replace(found, fit=fit_law(late, samples=10)))
+    assert "note: beta is 1.4, more than a scaling law has: the shortest runs may hardly have begun to learn" in words
 
 
 def test_a_list_of_jobs_without_any_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from pretrain.planning.scaling import MAX_USEFUL_EPOCHS
@@ -16,6 +17,7 @@ from pretrain.reports.series import Scatter
 
 _FAR = 30.0  # times the largest run of a ladder, beyond which a law is a guess
 _WIDE = 10.0  # highest over lowest value of an interval that says little
+_STEEP = 1.0  # exponent that no scaling law has: Hoffmann et al. 2022 found 0.34 and 0.28
 _PROFILES, _POINTS = 4, 25  # budgets that are drawn, and sizes of each
 
 
@@ -105,6 +107,13 @@ def notes(ladder: Ladder) -> list[str]:
     constants = ladder.fit.constants()
     if constants["alpha"].low == constants["alpha"].high:
         lines.append("the runs are too few to fit the exponents: those of Hoffmann et al. 2022 are taken")
+    for name, which in (("alpha", "smallest models"), ("beta", "shortest runs")):
+        if constants[name].value > _STEEP:
+            lines.append(
+                f"{name} is {constants[name].value:.2g}, more than a scaling law has: the {which} may hardly have "
+                "begun to learn. Try longer runs, and a rate that is tuned for the smallest model"
+            )
+    lines += _worse_for_being_longer(ladder.runs)
     if ladder.held_out is not None and not ladder.held_out.is_inside:
         lines.append("the held-out run lies outside its interval: the law does not hold there")
     if ladder.held_out is not None and ladder.held_out.is_late:
@@ -118,6 +127,18 @@ def notes(ladder: Ladder) -> list[str]:
         "(Muennighoff et al. 2023)"
     )
     return lines
+
+
+def _worse_for_being_longer(runs: Iterable[LadderRun]) -> list[str]:
+    """Return a line for each run that ended at a higher loss than the next shorter one of its size."""
+    in_order = sorted(runs, key=lambda run: (run.parameters, run.tokens))
+    return [
+        f"{longer.size} ended at {longer.loss:.3f} after {count(longer.tokens)} tokens, and at {shorter.loss:.3f} "
+        f"after {count(shorter.tokens)}: a run that stood still or diverged spoils the fit. Look at its curve in "
+        f"{longer.folder}; try another seed, a lower rate or longer runs"
+        for shorter, longer in pairwise(in_order)
+        if shorter.parameters == longer.parameters and shorter.tokens < longer.tokens and shorter.loss < longer.loss
+    ]
 
 
 def in_words(ladder: Ladder) -> str:
