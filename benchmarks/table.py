@@ -222,6 +222,29 @@ def mup_transfer(result: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
+def scaling_ladder(result: dict[str, Any]) -> str:
+    """Return the losses of a ladder, its law with intervals, and the held-out run as predicted and as trained."""
+    figures = result["figures"]
+    rows = [
+        (run["size"], readable(run["parameters"]), readable(run["tokens"]), f"{run['loss']:.3f}", f"{run['fitted']:.3f}")
+        for run in figures["runs"]
+    ]
+    held_out = figures["held out"]
+    predicted = held_out["predicted"]
+    between = f"{predicted['value']:.3f} ({predicted['low']:.3f} to {predicted['high']:.3f})"
+    sizes = readable(held_out["parameters"]), readable(held_out["tokens"])
+    rows.append((f"**{held_out['size']}, held out**", *sizes, f"{held_out['loss']:.3f}", between))
+    law = ", ".join(
+        f"{name} = {range_['value']:.3g} ({range_['low']:.3g} to {range_['high']:.3g})"
+        for name, range_ in figures["constants"].items()
+    )
+    head = ("layers x width", "parameters", "tokens", "loss", "by the law")
+    return (
+        f"{markdown(head, rows)}\n\nL(N, D) = E + A / N^alpha + B / D^beta with {law}. Intervals hold "
+        f"{figures['confidence']:.0%}; all runs took {figures['seconds'] / 60:.0f} minutes."
+    )
+
+
 def convert_stories(result: dict[str, Any]) -> str:
     """Return the bounds of the converted model and of random weights, and how much of a sample is copied."""
     figures = result["figures"]
@@ -460,6 +483,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "novels": novels,
     "objectives": objectives,
     "mup_transfer": mup_transfer,
+    "scaling_ladder": scaling_ladder,
     "convert_stories": convert_stories,
     "minimal_pairs": minimal_pairs,
     "start_up": start_up,
