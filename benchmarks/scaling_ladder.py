@@ -1,0 +1,70 @@
+"""Fit a scaling law to a ladder on English novels: `PRETRAIN_ASSETS=... python benchmarks/scaling_ladder.py`.
+
+Runs `src/scale.py`: five sizes with three lengths, then a run of about four times the compute of the largest, whose
+loss is written to a file before it starts. A finished run is not trained again: typed again, the script goes on. The
+saved result has the law with its intervals, the losses and what was predicted.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from comparison import Result, typed
+from corpora import assets
+
+MEASURES = (
+    "src/pretrain/models",
+    "src/pretrain/objectives",
+    "src/pretrain/optim",
+    "src/pretrain/planning/ladder.py",
+    "src/pretrain/planning/scaling_fit.py",
+)
+
+SCALE = Path(__file__).parents[1] / "src" / "scale.py"
+NAME = "novels_causal"
+LADDER = [
+    "tokenizer=bpe", "ladder.sizes=[2x64,2x96,3x96,3x128,4x128]", "ladder.tokens=[600000,1200000,2400000]",
+    "ladder.held_out=5x160", "ladder.held_out_tokens=5600000", "logger=csv", "trainer.accelerator=cpu",
+    "sample.every_n_steps=0", "model=gpt_nano", "data.max_validation_rows=1024", f"name={NAME}",
+]  # fmt: skip
+KEPT = ("size", "parameters", "tokens", "loss", "fitted")
+
+
+def seconds_of(folder: Path) -> float:
+    """Return the seconds that a run took from its start to its end."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf8"))
+    return float(report["wall_s"])
+
+
+def main() -> None:
+    """Train what is missing, print the law and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-keep", action="store_true", help="print only")
+    given = parser.parse_args()
+    novels = assets() / "corpora" / "english_novels"
+    text = [f"data.path={novels / 'train.jsonl.xz'}", f"data.validation_path={novels / 'valid.jsonl.xz'}"]
+    command = [sys.executable, str(SCALE), "data=text_files", *text, *LADDER]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    found: dict[str, Any] = json.loads((Path("logs/scale") / NAME / "scale.json").read_text(encoding="utf8"))
+    held_out = found["held_out"]
+    runs = [*found["runs"], held_out["run"]]
+    result = Result("scaling_ladder", typed(), {"ladder": " ".join(LADDER)})
+    result.figures = {
+        "constants": found["constants"],
+        "confidence": found["confidence"],
+        "runs": [{name: run[name] for name in KEPT} for run in found["runs"]],
+        "held out": {
+            **{name: held_out["run"][name] for name in KEPT if name != "fitted"},
+            "predicted": held_out["predicted"],
+            "inside": held_out["inside"],
+        },
+        "seconds": sum(seconds_of(Path(run["folder"])) for run in runs),
+    }
+    result.finish(keep=not given.no_keep)
+
+
+if __name__ == "__main__":
+    main()
