@@ -224,9 +224,9 @@ def mup_transfer(result: dict[str, Any]) -> str:
 
 def scaling_ladder(result: dict[str, Any]) -> str:
     """Return the losses of a ladder, its law with intervals, and the held-out run as predicted and as trained."""
-    figures = result["figures"]
+    figures, about = result["figures"], ("loss", "fitted")
     rows = [
-        (run["size"], readable(run["parameters"]), readable(run["tokens"]), f"{run['loss']:.3f}", f"{run['fitted']:.3f}")
+        (run["size"], readable(run["parameters"]), readable(run["tokens"]), *(f"{run[one]:.3f}" for one in about))
         for run in figures["runs"]
     ]
     held_out = figures["held out"]
