@@ -21,6 +21,8 @@ MEASURES = (
     "src/pretrain/optim",
     "src/pretrain/planning/ladder.py",
     "src/pretrain/planning/scaling_fit.py",
+    "configs/model/gpt_nano.yaml",
+    "configs/recipe/gpt_nano.yaml",
 )
 
 SCALE = Path(__file__).parents[1] / "src" / "scale.py"
@@ -31,12 +33,6 @@ LADDER = [
     "sample.every_n_steps=0", "model=gpt_nano", "data.max_validation_rows=1024", f"name={NAME}",
 ]  # fmt: skip
 KEPT = ("size", "parameters", "tokens", "loss", "fitted")
-
-
-def seconds_of(folder: Path) -> float:
-    """Return the seconds that a run took from its start to its end."""
-    report = json.loads((folder / "report.json").read_text(encoding="utf8"))
-    return float(report["wall_s"])
 
 
 def main() -> None:
@@ -50,7 +46,8 @@ def main() -> None:
     subprocess.run(command, check=True, stdout=sys.stderr)
     found: dict[str, Any] = json.loads((Path("logs/scale") / NAME / "scale.json").read_text(encoding="utf8"))
     held_out = found["held_out"]
-    runs = [*found["runs"], held_out["run"]]
+    folders = [Path(run["folder"]) for run in (*found["runs"], held_out["run"])]
+    reports = [json.loads((folder / "report.json").read_text(encoding="utf8")) for folder in folders]
     result = Result("scaling_ladder", typed(), {"ladder": " ".join(LADDER)})
     result.figures = {
         "constants": found["constants"],
@@ -61,7 +58,7 @@ def main() -> None:
             "predicted": held_out["predicted"],
             "inside": held_out["inside"],
         },
-        "seconds": sum(seconds_of(Path(run["folder"])) for run in runs),
+        "seconds": sum(report["wall_s"] for report in reports),
     }
     result.finish(keep=not given.no_keep)
 

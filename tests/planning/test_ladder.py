@@ -158,7 +158,7 @@ def test_a_page_shows_the_law_and_how_far_to_trust_it() -> None:
 def test_runs_that_did_not_learn_are_named() -> None:
     found = whole_ladder()
     assert "stood still" not in in_words(found)
-    assert "more than a scaling law has" not in in_words(found)
+    assert "published laws have" not in in_words(found)
     shorter, longer = (
         LadderRun("3x96", 5, 500_000, tokens, loss, "logs/s") for tokens, loss in ((1e6, 4.3), (2e6, 5.5))
     )
@@ -168,7 +168,14 @@ def test_runs_that_did_not_learn_are_named() -> None:
     # a plateau: at first hardly a model learns, then all do
     late = [Point(n, d, 2.0 + 20 / n**0.2 + 4e8 / d**1.4) for n in (2e5, 4e5, 8e5, 1.6e6) for d in (1e6, 2e6, 4e6)]
     words = in_words(replace(found, fit=fit_law(late, samples=10)))
-    assert "note: beta is 1.4, more than a scaling law has: the shortest runs may hardly have begun to learn" in words
+    assert (
+        "note: beta is 1.4, and published laws have about 0.3: the shortest runs may hardly have begun to learn"
+        in words
+    )
+    assert "note: alpha is" not in words
+    alike = [Point(n, d, 2.0 + 4e7 / n**1.4 + 20 / d**0.2) for n in (2e5, 4e5, 8e5, 1.6e6) for d in (1e6, 2e6, 4e6)]
+    words = in_words(replace(found, fit=fit_law(alike, samples=10)))
+    assert "note: alpha is 1.4, and published laws have about 0.3: the smallest models may hardly have begun" in words
 
 
 def test_a_list_of_jobs_without_any_is_refused(

@@ -151,7 +151,8 @@ class Masked(Objective):
     ) -> None:  # fmt: skip
         """Hide the chosen tokens of all rows, given by flat position and number in each row.
 
-        Writes to `tokens` (B, T) and `targets`, their positions and ids, in place.
+        Writes to `tokens` (B, T) and `targets`, their positions and ids (B, M), in place, and to `fates` (chosen,), the
+        hashes that decide what a target is replaced by.
         """
         (n_rows, length), (target_positions, ids) = tokens.shape, targets
         chosen, counts = chosen_of_rows

@@ -17,7 +17,7 @@ from pretrain.reports.series import Scatter
 
 _FAR = 30.0  # times the largest run of a ladder, beyond which a law is a guess
 _WIDE = 10.0  # highest over lowest value of an interval that says little
-_STEEP = 1.0  # exponent that no scaling law has: Hoffmann et al. 2022 found 0.34 and 0.28
+_STEEP = 1.0  # exponent far above the published ones: Hoffmann et al. 2022 found 0.34 and 0.28
 _PROFILES, _POINTS = 4, 25  # budgets that are drawn, and sizes of each
 
 
@@ -107,13 +107,7 @@ def notes(ladder: Ladder) -> list[str]:
     constants = ladder.fit.constants()
     if constants["alpha"].low == constants["alpha"].high:
         lines.append("the runs are too few to fit the exponents: those of Hoffmann et al. 2022 are taken")
-    for name, which in (("alpha", "smallest models"), ("beta", "shortest runs")):
-        if constants[name].value > _STEEP:
-            lines.append(
-                f"{name} is {constants[name].value:.2g}, more than a scaling law has: the {which} may hardly have "
-                "begun to learn. Try longer runs, and a rate that is tuned for the smallest model"
-            )
-    lines += _worse_for_being_longer(ladder.runs)
+    lines += [*_steep_exponents(constants), *_worse_for_being_longer(ladder.runs)]
     if ladder.held_out is not None and not ladder.held_out.is_inside:
         lines.append("the held-out run lies outside its interval: the law does not hold there")
     if ladder.held_out is not None and ladder.held_out.is_late:
@@ -127,6 +121,19 @@ def notes(ladder: Ladder) -> list[str]:
         "(Muennighoff et al. 2023)"
     )
     return lines
+
+
+def _steep_exponents(constants: dict[str, Range]) -> list[str]:
+    """Return a line for each exponent that is far above those of published laws."""
+    causes = {
+        "alpha": "the smallest models may hardly have begun to learn, or the sizes lie too close together",
+        "beta": "the shortest runs may hardly have begun to learn, or the lengths lie too close together",
+    }
+    return [
+        f"{name} is {constants[name].value:.2g}, and published laws have about 0.3: {cause}. Try longer runs or a wider ladder"
+        for name, cause in causes.items()
+        if constants[name].value > _STEEP
+    ]
 
 
 def _worse_for_being_longer(runs: Iterable[LadderRun]) -> list[str]:
