@@ -130,8 +130,8 @@ def _steep_exponents(constants: dict[str, Range]) -> list[str]:
         "beta": "the shortest runs may hardly have begun to learn, or the lengths lie too close together",
     }
     return [
-        f"{name} is {constants[name].value:.2g}, and published laws have about 0.3: {cause}. Try longer runs or a wider "
-        "ladder"
+        f"{name} is {constants[name].value:.2g}, and published laws have about 0.3: {cause}. Try longer runs or a "
+        "wider ladder"
         for name, cause in causes.items()
         if constants[name].value > _STEEP
     ]
