@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from pretrain.kernels.softcap import Softcap, capped
 from pretrain.models.config import TransformerConfig
+from pretrain.models.document_groups import attend_in_groups
 from pretrain.models.layers import RMSNorm
 from pretrain.models.masks import AttentionMask, dense_mask, mask_mod
 from pretrain.models.position import rotate
@@ -41,6 +42,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float)
         output = flex_attention(q, k, v, block_mask=mask.blocks, enable_gqa=q.shape[1] != k.shape[1])
         assert isinstance(output, Tensor)
         return output
+    if mask.groups is not None:
+        return attend_in_groups(attend, (q, k, v), mask.groups, dropout)
     if _eager_is_faster(q, k):
         return _eager_attention(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(

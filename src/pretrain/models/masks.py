@@ -11,7 +11,7 @@ Shapes: B batch, T query positions, S key positions, N blocks of a row (T / 128,
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from pretrain.kernels.compile import compile_or_run_eager
 from pretrain.models.config import TransformerConfig
+
+if TYPE_CHECKING:
+    from pretrain.models.document_groups import DocumentGroup
 
 BLOCK = 128  # positions, both of queries and of keys
 _MIN_HEAD_DIM = 16  # the kernel's tiles are not smaller
@@ -33,11 +36,12 @@ BlockList = tuple[Tensor, Tensor]  # number of blocks, int32 (B, 1, N), and thei
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Attention mask of all layers with one window: dense, in blocks, or plain causal / full if both are None."""
+    """Attention mask of all layers with one window: dense, in blocks, by document, or plain causal / full."""
 
     causal: bool
     allowed: Tensor | None = None  # bool (B or 1, 1, T, S)
     blocks: BlockMask | None = None  # for compiled layers on a GPU
+    groups: "tuple[DocumentGroup, ...] | None" = None  # for short documents on a CPU
 
 
 def _distance_bounds(causal: bool | Tensor, window: int | None) -> tuple[Bound, Bound]:

@@ -15,6 +15,7 @@ from pretrain.kernels.matmul import Matmul
 from pretrain.models.attention import Attention, KVCache
 from pretrain.models.choices import Activation, ClassifierHead, Head, NormPosition, Position
 from pretrain.models.config import TransformerConfig
+from pretrain.models.document_groups import document_groups
 from pretrain.models.interface import LanguageModule, Outputs, hide_padding
 from pretrain.models.layers import FeedForward, ResidualStream, Scale, activate, build_norm
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
@@ -211,6 +212,7 @@ class Transformer(LanguageModule):
             else LabelHead(config, n_labels)
         )
         self.reads_inputs = config.residual_scalars or config.value_embeddings_every > 0
+        self.groups_documents = config.attention_softcap is None  # not in compiled blocks: each batch has other shapes
         self.windows = [config.layer_window(layer) for layer in range(config.n_layers)]
         self._rotations: dict[torch.device, dict[int | None, Tensor]] = {}
 
@@ -256,14 +258,24 @@ class Transformer(LanguageModule):
         With `in_blocks` they are FlexAttention block masks, for compiled layers on a GPU: of one kind for every batch,
         so that layers are compiled once.
         """
-        length, device = tokens.shape[1], tokens.device
         causal = self.causal if is_causal is None else is_causal
         if not in_blocks:
-            return {w: build_mask(causal, w, documents, length, device) for w in set(self.windows)}
+            return {w: self._mask(causal, w, documents, tokens) for w in set(self.windows)}
         documents = torch.zeros_like(tokens, dtype=torch.int32) if documents is None else documents
         return {
             w: AttentionMask(causal is True, blocks=build_block_mask(causal, w, documents)) for w in set(self.windows)
         }
+
+    def _mask(
+        self, causal: bool | Tensor, window: int | None, documents: Tensor | None, tokens: Tensor
+    ) -> AttentionMask:
+        """Return the mask of layers with this window, by document where that is faster, else dense or plain."""
+        if documents is not None and isinstance(causal, bool) and self.groups_documents:
+            dropout = self.training and self.config.attention_dropout > 0
+            groups = document_groups(causal, window, documents, dropout)
+            if groups is not None:
+                return AttentionMask(causal, groups=groups)
+        return build_mask(causal, window, documents, tokens.shape[1], tokens.device)
 
     def _rotation(self, positions: Tensor) -> dict[int | None, tuple[Tensor, Tensor] | None]:
         """Return cosines and sines for every window in use; local layers use `rope_base_local` if it is set."""

@@ -76,6 +76,7 @@ def _compile(model_with_loss: ModelWithLoss) -> None:
         compile_block(block)
     model_with_loss.objective.compiled = True
     if isinstance(model, Transformer):
+        model.groups_documents = False
         model_with_loss.use_block_masks = can_use_block_masks(model.config)
 
 
