@@ -1,12 +1,14 @@
 """Compare objectives on equal text, model and budget: `python benchmarks/objectives.py --novels FOLDER --pairs FILE`.
 
 A causal, a masked (30 %), a hybrid (causal and diffusion rows) and a diffusion model of one shape read the same first
-part of english_novels: 1 and 4 times with two seeds, 16 times with one, and with `--whole` the whole of it once. All
-have one tokenizer, one learning rate and no dropout, and are scored on the same tokens of the same excerpts of the
-validation novels:
+part of english_novels: 1 and 4 times with two seeds, 16 times with one, and with `--whole` the whole of it once,
+causal, masked and GPT-BERT's hybrid with two seeds. GPT-BERT's is that of experiment=gpt_bert: 15 of 16 rows masked in spans,
+the others causal. All have one tokenizer, one learning rate and no dropout, and are scored on the same tokens of the
+same excerpts of the validation novels:
 
 bits per byte     exact for causal and hybrid models, an upper bound with its standard error for masked and diffusion
-minimal pairs     share of sentence pairs (BLiMP, a fixed part) in which the correct one is likelier
+minimal pairs     share of sentence pairs (BLiMP, a fixed part) in which the correct one is likelier; GPT-BERT's by
+                  pseudo-likelihood too, as a masked model
 infill            share of the words of a hidden span of 1, 3, 8 words that come back; a causal model sees the text
                   before the span alone, and all are told how many tokens the span has
 seconds           of training
@@ -56,6 +58,10 @@ OBJECTIVES = {
     "hybrid": ["objective=hybrid", "objective.bidirectional=diffusion"],
     "diffusion": ["objective=diffusion"],
 }
+GPT_BERT = [  # the rows of experiment=gpt_bert, with the mean of the shares that it hides
+    "objective=hybrid", "objective.masked_rows=0.9375", "objective.unit=span", "objective.mean_span=2.0",
+    "objective.mask_probability=0.225",
+]  # fmt: skip
 SHAPE = [  # that of experiment=novels_small, with its rate
     "model=gpt_nano", "model.n_layers=4", "model.d_model=192", "model.n_heads=3", "model.context_length=256",
     "batch_size=8", "optimizer.learning_rate=4.0e-3", "schedule.warmup_steps=30", "schedule.decay_fraction=0.5",
@@ -130,7 +136,8 @@ def train(cell: Cell, texts: Texts, given: argparse.Namespace) -> Path:
     """Return the folder of the cell's run, trained or gone on with."""
     folder: Path = given.runs / str(cell)
     words = [
-        *SHAPE, *OBJECTIVES[cell.objective], f"data.path={texts.whole if cell.whole else texts.part}",
+        *SHAPE, *(OBJECTIVES | {"gpt_bert": GPT_BERT})[cell.objective],
+        f"data.path={texts.whole if cell.whole else texts.part}",
         f"data.validation_path={given.novels / 'valid.jsonl.xz'}", "tokenizer=pretrained",
         f"tokenizer.path={texts.tokenizer}", f"seed={cell.seed}", "trainer.max_steps=-1",
         f"trainer.max_epochs={cell.epochs}", "trainer.val_check_interval=2000", "data.max_validation_rows=64",
@@ -189,6 +196,9 @@ def score(cell: Cell, folder: Path, texts: Texts, given: argparse.Namespace) -> 
         pairs = read_examples(Task.minimal_pairs, str(given.pairs), given.n_pairs)
         scorer = Scorer(llm.model, llm.tokenizer, llm.starts_with_bos, bound=bound)
         figures["minimal_pairs"] = score_examples(scorer, pairs)["accuracy"]
+        if cell.objective == "gpt_bert":
+            masked = Scorer(llm.model, llm.tokenizer, llm.starts_with_bos, pseudo_likelihood=True)
+            figures["minimal_pairs_masked"] = score_examples(masked, pairs)["accuracy"]
     return figures
 
 
@@ -196,7 +206,9 @@ def cells(given: argparse.Namespace) -> list[Cell]:
     """Return the cells to run in order: what a table needs most comes first."""
     passes = [(1, 0)] if given.quick else [(1, 0), (1, 1), (4, 0), (16, 0), (4, 1)]  # epochs, seed
     found = [Cell(name, count, seed) for count, seed in passes for name in OBJECTIVES]
-    found += [Cell(name, 1, 0, whole=True) for name in OBJECTIVES] if given.whole else []
+    if given.whole:
+        found += [Cell(name, 1, seed, whole=True) for seed in (0, 1) for name in ("gpt_bert", "causal", "masked")]
+        found += [Cell(name, 1, 0, whole=True) for name in ("hybrid", "diffusion")]
     return [cell for cell in found if not given.only or str(cell) in given.only]
 
 

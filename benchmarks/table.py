@@ -191,7 +191,9 @@ def objectives(result: dict[str, Any]) -> str:
             for key in ("minimal_pairs", "infill_1", "infill_3", "infill_8")
         )
         seconds = f"{fmean(cell['seconds'] for cell in cells):,.0f}"
-        rows.append((passes, name, f"{len(cells)}", f"{'at most ' * bound}{likelihood}", *shares, seconds))
+        rows.append([passes, name, f"{len(cells)}", f"{'at most ' * bound}{likelihood}", *shares, seconds])
+        masked = [cell["minimal_pairs_masked"] for cell in cells if "minimal_pairs_masked" in cell]
+        rows[-1][4] += f"; as a masked model {spread(masked, percent)}" if masked else ""
     head = (
         "passes",
         "objective",

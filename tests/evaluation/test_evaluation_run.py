@@ -38,7 +38,7 @@ def settings(tiny: Any, **changes: Any) -> EvalConfig:
     return EvalConfig(paths=PathsConfig(cache_dir=str(tiny.folder / "cache")), **changes)
 
 
-@pytest.mark.parametrize("model", ["gpt_nano", "bert_nano"])
+@pytest.mark.parametrize("model", ["gpt_nano", "bert_nano", "hybrid_nano"])
 def test_a_run_is_scored_on_pairs(tiny: Any, pairs: Path, model: str) -> None:
     report = run(tiny.plan(f"model={model}"))
     found = score(settings(tiny, task=Task.minimal_pairs, path=str(pairs), batch_tokens=40), report.folder)
@@ -50,12 +50,26 @@ def test_a_run_is_scored_on_pairs(tiny: Any, pairs: Path, model: str) -> None:
     assert found["agreement/accuracy"] == sum(correct[:2]) / 2
     assert found["order/accuracy"] == correct[2]
     assert found["accuracy"] == pytest.approx((sum(correct[:2]) / 2 + correct[2]) / 2)
-    assert found["objective"] == ("causal" if model == "gpt_nano" else "masked")
+    assert found["objective"] == {"gpt_nano": "causal", "bert_nano": "masked", "hybrid_nano": "hybrid"}[model]
     assert found["checkpoint"].startswith(report.folder)
     assert found["task"] == "minimal_pairs"
     assert found["elapsed_s"] > 0
     with pytest.raises(DataError, match="path=nowhere does not exist"):
         score(settings(tiny, task=Task.minimal_pairs, path="nowhere"), report.folder)
+    hidden = settings(tiny, task=Task.minimal_pairs, path=str(pairs), pseudo_likelihood=True)
+    if model == "gpt_nano":
+        with pytest.raises(ConfigError, match=r"pseudo_likelihood=true hides tokens, .* not learned to fill masks"):
+            score(hidden, report.folder)
+        return
+    masked = scorer.Scorer(llm.model, llm.tokenizer, llm.starts_with_bos, pseudo_likelihood=True)
+    good, bad = (masked.texts([pair[f"sentence_{which}"] for pair in PAIRS]) for which in ("good", "bad"))
+    correct = [first.log_likelihood > second.log_likelihood for first, second in zip(good, bad, strict=True)]
+    assert score(hidden, report.folder)["agreement/accuracy"] == sum(correct[:2]) / 2
+
+
+def test_a_task_without_pseudo_likelihoods_says_so(tiny: Any) -> None:
+    with pytest.raises(ConfigError, match="for task=minimal_pairs, multiple_choice and bias, not task=cloze"):
+        settings(tiny, task=Task.cloze, path="lambada.jsonl", pseudo_likelihood=True)
 
 
 def test_what_a_run_has_memorized(tiny: Any) -> None:

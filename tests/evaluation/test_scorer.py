@@ -73,6 +73,29 @@ def test_continuations_score_as_one_token_after_the_other(family: str, causal: b
     assert found[0].greedy is found[1].greedy
 
 
+@torch.no_grad()
+def test_a_hybrid_model_is_scored_as_a_masked_one_too() -> None:
+    """Each token is hidden in a row of its own that is read to both sides; the position before a mask predicts it."""
+    model = scorer("llama", True, batch_tokens=70, pseudo_likelihood=True)
+    long = "The quick brown fox jumps over the lazy dog"  # two windows, that share a token
+    for text, found in zip(["fox", "a", long], model.texts(["fox", "a", long]), strict=True):
+        ids, total = [BYTES.bos_id, *text.encode(), BYTES.eos_id], 0.0
+        for start in range(0, len(ids) - 1, 31):
+            window = ids[start : start + 32]
+            for position in range(1, len(window)):
+                if window[position] != BYTES.eos_id:
+                    row = torch.tensor([[*window[:position], BYTES.mask_id, *window[position + 1 :]]])
+                    hidden = model.model(row, is_causal=torch.tensor([False]))[0, position - 1]
+                    total += float(model.model.head(hidden).double().log_softmax(-1)[window[position]])
+        assert found.tokens == len(text)
+        assert found.log_likelihood == pytest.approx(total, rel=1e-5)
+    (score,) = model.continuations([("The quick", " brown")])
+    assert score.tokens == 6
+    assert score.log_likelihood != pytest.approx(
+        scorer("llama", True).continuations([("The quick", " brown")])[0].log_likelihood
+    )
+
+
 def test_what_greedy_decoding_generates_is_greedy() -> None:
     from pretrain.language_model import LanguageModel
 

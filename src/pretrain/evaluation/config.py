@@ -132,6 +132,9 @@ class EvalConfig(Settings):
         0, "Examples to score, evenly spaced; 0: all, and for memorization 1,000 documents of each kind.",
         bounds="[0, inf)", unit="examples", example=500, hint="or 0 for all",
     )  # fmt: skip
+    pseudo_likelihood: bool = setting(
+        False, "Minimal pairs, multiple choice, bias: score a hybrid model as a masked one, each token hidden in turn."
+    )
     draws: int = setting(
         32,
         "Diffusion, minimal pairs and multiple choice: random masks of each text that estimate its bound; even.",
@@ -172,6 +175,11 @@ class EvalConfig(Settings):
             )
         if self.task in FROM_FILES and self.path is None:
             raise ConfigError(f"task={self.task.name} needs a file of examples. Give it: path=examples.jsonl.")
+        if self.pseudo_likelihood and (self.task not in FROM_FILES or self.task is Task.cloze):
+            raise ConfigError(
+                "pseudo_likelihood=true is for task=minimal_pairs, multiple_choice and bias, "
+                f"not task={self.task.name}. Leave it out."
+            )
         if self.task in OF_VECTORS and self.path is None:
             files = "a table, as STS-B's dev.tsv" if self.task is Task.sts else "a folder of BEIR"
             raise ConfigError(f"task={self.task.name} needs {files}. Give it: path=<path>.")

@@ -108,10 +108,14 @@ def masked_predictions(
 ) -> list[Predicted]:
     """Return the predictions of each passage's targets, each masked in a copy of its own; special tokens are none.
 
-    The copies of all passages are batched together. The tokenizer must have a mask token.
+    The copies of all passages are batched together. The tokenizer must have a mask token. Of a hybrid model the
+    position before a mask predicts it, so that the first token of a passage is no target.
     """
     special = np.array(sorted(tokenizer.special_ids), np.int64)
-    target_positions = [p.first + np.flatnonzero(~np.isin(p.tokens[p.first :], special)) for p in passages]
+    firsts = [max(p.first, int(model.causal)) for p in passages]
+    target_positions = [
+        first + np.flatnonzero(~np.isin(p.tokens[first:], special)) for p, first in zip(passages, firsts, strict=True)
+    ]
     copies = np.array([len(positions) for positions in target_positions], np.int64)
     lengths = np.array([len(p.tokens) for p in passages], np.int64) * (copies > 0)
     predicted = [_nothing()] * len(passages)
@@ -140,7 +144,7 @@ def _predict_masked(
     targets = torch.from_numpy(rows[row_indices, positions])
     rows[row_indices, positions] = mask_id
     hidden = read_padded(model, rows, lengths)
-    at = torch.from_numpy(row_indices).to(device), torch.from_numpy(positions).to(device)
+    at = torch.from_numpy(row_indices).to(device), torch.from_numpy(positions - int(model.causal)).to(device)
     return predict_targets(model, hidden[at], targets)
 
 
@@ -150,7 +154,8 @@ def read_padded(model: LanguageModule, rows: Ints, lengths: Ints) -> Tensor:
     documents = None
     if lengths.min() < rows.shape[1]:  # padding is a document of its own, so that no token attends to it
         documents = torch.from_numpy((np.arange(rows.shape[1]) >= lengths[:, None]).astype(np.int32)).to(device)
-    return hidden_states(model, torch.from_numpy(rows).to(device), documents=documents)
+    is_causal = torch.zeros(len(rows), dtype=torch.bool, device=device) if model.causal else None
+    return hidden_states(model, torch.from_numpy(rows).to(device), documents=documents, is_causal=is_causal)
 
 
 def predict_targets(model: LanguageModule, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

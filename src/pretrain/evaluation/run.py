@@ -52,17 +52,24 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     if config.task is Task.documents:
         return score_documents(config, path)
     started_s = time.perf_counter()
+    if config.pseudo_likelihood and folder.objective.causal and not folder.objective.fills_masks:
+        raise ConfigError(
+            f"pseudo_likelihood=true hides tokens, and checkpoint={path} has not learned to fill masks. Leave it out; "
+            "a model of objective=hybrid can be scored in both ways."
+        )
+    left_to_right = folder.objective.causal and not config.pseudo_likelihood
     examples = None
     if config.task in FROM_FILES and config.path is not None:  # before the weights, so that a wrong file fails at once
         examples = read_examples(config.task, config.path, config.max_examples, config.delimiter)
-        check_examples(examples, folder.tokenizer, folder.shape.context_length, folder.objective.causal)
+        check_examples(examples, folder.tokenizer, folder.shape.context_length, left_to_right)
     scorer = Scorer(
         _model(config, folder),
         folder.tokenizer,
         folder.starts_with_bos,
         batch_tokens=config.batch_tokens,
         report=Progress(config.task.name),
-        bound=estimate_of(folder.objective, config.draws),
+        bound=None if config.pseudo_likelihood else estimate_of(folder.objective, config.draws),
+        pseudo_likelihood=config.pseudo_likelihood,
     )
     if examples is not None:
         metrics = score_examples(scorer, examples)

@@ -45,7 +45,8 @@ class ContinuationScore:
 class Scorer:
     """Scores texts in batches: by likelihood with a causal model, by pseudo-likelihood with a masked one.
 
-    With `bound`, a diffusion model's texts are scored by an estimated lower bound of the log-likelihood.
+    With `bound`, a diffusion model's texts are scored by an estimated lower bound of the log-likelihood. With
+    `pseudo_likelihood` a hybrid model is scored as a masked one.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Scorer:
         batch_tokens: int = BATCH_TOKENS,
         report: Report = ignore_progress,
         bound: BoundEstimate | None = None,
+        pseudo_likelihood: bool = False,
     ) -> None:
         """`starts_with_bos` prepends the beginning-of-document token to contexts; `report` receives progress.
 
@@ -77,11 +79,12 @@ class Scorer:
         self.batch_tokens = batch_tokens
         self.report = report
         self.bound = bound
+        self.pseudo_likelihood = pseudo_likelihood
 
     @property
     def causal(self) -> bool:
         """Whether scores are likelihoods, each token predicted from those before it."""
-        return self.model.causal
+        return self.model.causal and not self.pseudo_likelihood
 
     def predictions(self, passages: Sequence[Passage], report: Report | None = None) -> list[Predicted]:
         """Return the predictions of each passage's targets; `report` receives progress instead of the scorer's.
@@ -187,6 +190,8 @@ class Scorer:
     def _windows(self, row: Ints) -> list[Passage]:
         """Return the ids of a document, of any length, as passages; the last target of one is the next one's input."""
         length = self.model.config.context_length
+        if self.model.causal and self.pseudo_likelihood:
+            return [Passage(row[start : start + length], 1) for start in range(0, len(row) - 1, length - 1)]
         if self.bound is not None and self.bound.shift_targets:
             return [Passage(row[start : start + length], 1) for start in range(0, len(row) - 1, length - 1)]
         if self.causal:
