@@ -1,10 +1,10 @@
 """Compare objectives on equal text, model and budget: `python benchmarks/objectives.py --novels FOLDER --pairs FILE`.
 
 A causal, a masked (30 %), a hybrid (causal and diffusion rows) and a diffusion model of one shape read the same first
-part of english_novels: 1 and 4 times with two seeds, 16 times with one, and with `--whole` the whole of it once,
-causal, masked and GPT-BERT's hybrid with two seeds. GPT-BERT's is that of experiment=gpt_bert: 15 of 16 rows masked in spans,
-the others causal. All have one tokenizer, one learning rate and no dropout, and are scored on the same tokens of the
-same excerpts of the validation novels:
+part of english_novels: 1 and 4 times with two seeds, 16 times with one, and with `--whole` the whole of it once. There
+GPT-BERT's hybrid, of experiment=gpt_bert, is compared too: 15 of 16 rows masked in spans, the others causal; it, causal
+and masked have two seeds. All have one tokenizer, one learning rate and no dropout, and are scored on the same tokens
+of the same excerpts of the validation novels:
 
 bits per byte     exact for causal and hybrid models, an upper bound with its standard error for masked and diffusion
 minimal pairs     share of sentence pairs (BLiMP, a fixed part) in which the correct one is likelier; GPT-BERT's by
