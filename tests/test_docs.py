@@ -82,7 +82,7 @@ class Workspace:
         write_inputs(self.folder)
 
     def reset(self, everything: bool) -> None:
-        """Bring back the prepared runs; `everything`: all kinds of them, not only a causal one."""
+        """Bring back the prepared runs; `everything`: all kinds of them, not only a causal and a masked one."""
         if not (self.pristine / ("my_model" if everything else "logs")).exists():
             self._prepare(everything)
         for name in ("logs", "my_model", "my_project", "my_export", "corpora"):
@@ -93,8 +93,8 @@ class Workspace:
         shutil.rmtree(self.pristine, ignore_errors=True)
         shutil.rmtree(self.folder / "logs", ignore_errors=True)
         run = ["python", "src/train.py", *NANO, "trainer.max_steps=3"]
+        self.do([*run, *SMALL_TEXT, "model=bert_nano", f"paths.run_dir=logs/bert_nano/{RUN}"])
         if everything:
-            self.do([*run, *SMALL_TEXT, "model=bert_nano", f"paths.run_dir=logs/bert_nano/{RUN}"])
             self.do([*run, *SMALL_TEXT, "model=diffusion_nano", f"paths.run_dir=logs/diffusion_nano/{RUN}"])
             base = [f"init_from=logs/bert_nano/{RUN}", "data.path=train.tsv", "data.validation_path=dev.tsv"]
             self.do([*run, "experiment=classify", *base, f"paths.run_dir=logs/classify/{RUN}"])

@@ -36,6 +36,7 @@ _OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a
 
 
 _classes: dict[str, type] = {}  # of the settings of each script
+_stored: dict[tuple[str | None, str], type] = {}  # what Hydra knows, by group and name
 
 
 @dataclass
@@ -352,20 +353,25 @@ def _sentence(error: BaseException) -> str:
 
 def register_schemas(config_name: str, config_class: type) -> None:
     """Make the dataclasses known to Hydra, so that presets are checked against them."""
-    from hydra.core.config_store import ConfigStore
-
-    _classes[config_name] = config_class
-    store = ConfigStore.instance()
-    ours = (CONFIG_FOLDER / f"{config_name}.yaml").is_file()
+    _classes[config_name], ours = config_class, (CONFIG_FOLDER / f"{config_name}.yaml").is_file()
     for each in (base for base in config_class.__mro__ if is_dataclass(base)):
         # plan and doctor read the user's own config of a training as one of theirs
-        store.store(name=each.__name__, node=each if ours else config_class, provider="pretrain")
-    store.store(group="hydra/launcher", name="pretrain", node=LauncherSettings, provider="pretrain")
+        _store(None, each.__name__, each if ours else config_class)
+    _store("hydra/launcher", "pretrain", LauncherSettings)
     for group in groups():
         for choice in choices(group).values():
-            store.store(group=group, name=choice.__name__, node=choice, provider="pretrain")
+            _store(group, choice.__name__, choice)
         for kind, choice in registered(group).items():  # has no preset file, so its kind is the preset
-            store.store(group=group, name=kind, node=choice, provider="pretrain")
+            _store(group, kind, choice)
+
+
+def _store(group: str | None, name: str, node: type) -> None:
+    """Store a class as a preset of a group unless it is there, as Hydra would read all of its fields again."""
+    from hydra.core.config_store import ConfigStore
+
+    if _stored.get((group, name)) is not node:
+        ConfigStore.instance().store(group=group, name=name, node=node, provider="pretrain")
+        _stored[group, name] = node
 
 
 def typed(tree: Any) -> Any:
