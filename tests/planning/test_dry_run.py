@@ -72,6 +72,7 @@ SHAPES = {
     "selective": [*SMALL_GPT, "parallel.activation_checkpointing=true", "parallel.selective_checkpointing=true"],
     "fsdp, kept gathered": [*SMALL_GPT, *TWO, "micro_batch_size=2", "parallel.reshard_after_forward=false"],
 }
+LONG_ROWS = "model.context_length=512"  # in which documents of a CPU attend by themselves, and simulated ones cannot
 BILLION = [
     "model=gpt_small", "model.n_layers=24", "model.d_model=2048", "model.n_heads=16", "model.tie_embeddings=false",
     "model.position=rope", "model.context_length=2048", "vocab_size=50304", "trainer=fsdp", "trainer.accelerator=cpu",
@@ -159,7 +160,7 @@ def test_muon_on_shards_of_split_matrices_is_simulated(plan: Plan) -> None:
 
 @pytest.mark.parametrize("words", [["optimizer=adamw"], TWO], ids=["one", "sharded"])
 def test_an_average_of_the_weights_takes_as_much_as_they(plan: Plan, words: list[str]) -> None:
-    without, averaged = (plan("model=gpt_nano", *words, f"ema.decay={decay}") for decay in (0.0, 0.999))
+    without, averaged = (plan("model=gpt_nano", LONG_ROWS, *words, f"ema.decay={decay}") for decay in (0.0, 0.999))
     works = [work_of(config, Precision.fp32) for config in (without, averaged)]
     plain, more = (dry_run(config.run_config(), work) for config, work in zip((without, averaged), works, strict=True))
     assert (plain.average, more.average) == (0, more.weights)

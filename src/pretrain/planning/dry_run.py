@@ -166,6 +166,7 @@ def build_model_with_loss(config: RunConfig, workload: Workload, mesh: DeviceMes
     with torch.device("meta"):
         model = workload.model.build(workload.vocab_size, config.objective.causal)
         add_adapters(model, config.lora)
+    model.groups_documents = False  # documents of simulated tensors have no lengths
     if workload.half_stream:
         use_half_stream(model)
     objective = config.objective.build(PlannedVocabulary(workload.vocab_size), config.seed)
