@@ -23,7 +23,7 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
 
-# what takes too long for every change: thousands of damaged files, every family and strategy end to end
+# what takes too long for every change: kills, signals, damaged files, notebooks, every family and strategy end to end
 test-long: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m long
 

@@ -310,6 +310,7 @@ def test_sentences_of_the_readme_are_short() -> None:
     assert sum(lengths) / len(lengths) < 20
 
 
+@pytest.mark.slow
 def test_the_menu_has_every_page() -> None:
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf8"))["nav"]
     assert sorted(_pages_of(menu)) == sorted(name.removeprefix("docs/") for name in PAGES if name.startswith("docs/"))
@@ -321,6 +322,7 @@ def _pages_of(menu: Any) -> list[str]:
     return [page for each in (menu.values() if isinstance(menu, dict) else menu) for page in _pages_of(each)]
 
 
+@pytest.mark.slow
 def test_help_pages_are_current(workspace: Workspace) -> None:
     folder = ROOT / "docs" / "reference" / "help"
     assert {path.stem for path in folder.iterdir()} == set(COMMANDS)
@@ -334,11 +336,13 @@ def of_page(name: str) -> list[Block]:
     return blocks(ROOT / name)
 
 
+@pytest.mark.slow
 def test_every_command_and_block_of_the_readme_runs(workspace: Workspace) -> None:
     workspace.reset(everything=False)
     assert workspace.failures(of_page("README.md")) == []
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_a_page_is_found(workspace: Workspace) -> None:
     """The test above can fail: a misspelled setting, a wrong value and code that raises are found, each by its line."""
     workspace.reset(everything=False)

@@ -65,6 +65,7 @@ def trained(folder: Path, *words: str) -> Path:
     return first.folder
 
 
+@pytest.mark.slow
 def test_a_plain_module_trains_and_generates_with_own_data_tokenizer_optimizer_and_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_plain_module_trains_and_generates_with_own_data_tokenizer_optimizer_a
         LanguageModel.load(folder)  # its last start named no plug-in
 
 
+@pytest.mark.slow
 def test_an_own_objective_trains_and_own_tasks_score(
     tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

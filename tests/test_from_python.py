@@ -34,6 +34,7 @@ def composed(**settings: Any) -> RunConfig:
     return found
 
 
+@pytest.mark.slow
 def test_python_values_are_the_settings_that_the_command_line_reads():
     words = overrides_of({"trainer": {"max_steps": 20, "precision": Precision.fp32}, "model": "gpt_nano", "size": None})
     assert words == ["model=gpt_nano", "trainer.max_steps=20", "trainer.precision=fp32", "size=null"]

@@ -210,6 +210,7 @@ def test_a_tokenizer_without_a_mask_cannot_score_a_masked_model() -> None:
         language_model.predict_mask("[MASK]")
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tokenizer, config = byte_tokenizer(), shape("gpt")
     model = random_model(config, tokenizer.vocab_size, causal=True)
@@ -271,6 +272,7 @@ def test_what_cannot_be_embedded_is_refused(load: Load) -> None:
         load("bert", False).embed("word " * 500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "causal"), [("gpt", True), ("local", True), ("bert", False), ("modern_bert", False)]
 )

@@ -38,6 +38,7 @@ def test_alone_it_lists_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().out.startswith("pretrain inspect [setting=value]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["trian"], ["train", "model.n_layer=3"], ["model=gpt_nano"]])
 def test_a_typing_error_is_refused_at_once_and_without_torch(words: list[str]) -> None:
     code = f"import sys, runpy; sys.argv[1:] = {words!r}\ntry: runpy.run_module('pretrain', "

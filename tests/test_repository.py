@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 import yaml
 
 import pretrain
@@ -36,6 +37,7 @@ def test_the_commit_hooks_run_tools_that_are_there():
     assert (ROOT / entries[-1][1]).exists()
 
 
+@pytest.mark.slow
 def test_outputs_of_a_notebook_are_stripped_and_clean_ones_left_as_they_are(tmp_path: Path):
     source = ROOT / "notebooks" / "01_first_run.ipynb"
     clean, used = tmp_path / "clean.ipynb", tmp_path / "used.ipynb"

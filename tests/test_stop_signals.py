@@ -95,6 +95,7 @@ def signalled(code: str, *numbers: int, words: tuple[str, ...] = (), apart_s: fl
     return process.returncode, out, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 129)],
@@ -107,6 +108,7 @@ def test_a_signal_ends_a_wait_and_survives_a_librarys_own_error(
     assert signalled(ENDS, number, words=words) == (0, f"AskedToStop('{number.name}') {code}\n", "")
 
 
+@pytest.mark.slow
 def test_children_receive_no_signal_sent_to_the_group() -> None:
     assert signalled(SHIELDS, signal.SIGINT, signal.SIGTERM) == (0, "lived\n", "")
 
@@ -115,6 +117,7 @@ def test_a_process_that_swallows_the_exception_is_ended() -> None:
     assert signalled(DEAF, signal.SIGTERM) == (143, "", "Interrupted: SIGTERM: ended at once\n")
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_a_process_at_once() -> None:
     slow = DEAF.replace("= 0.2", "= 60; stop_signals.SAME_KEY_S = 0.05")
     assert signalled(slow, signal.SIGINT, signal.SIGINT, apart_s=0.5) == (
@@ -128,6 +131,7 @@ def test_handlers_that_are_set_later_decide() -> None:
     assert signalled(DECIDED, signal.SIGTERM) == (7, "noted\n", "")
 
 
+@pytest.mark.slow
 def test_behind_nohup_a_closed_terminal_changes_nothing() -> None:
     names = "['SIGTERM', 'SIGINT', 'SIGUSR1']"
     assert signalled(UNDER_NOHUP, signal.SIGHUP, signal.SIGTERM, apart_s=1.5) == (0, f"{names}\nSIGTERM\n", "")
@@ -147,5 +151,6 @@ def test_a_closed_terminal_keeps_no_run_from_saving(tmp_path: Path) -> None:
     assert (tmp_path / "state").read_text() == "SIGHUP saved"
 
 
+@pytest.mark.long
 def test_ctrl_c_while_a_script_loads_is_one_line() -> None:
     assert signalled(EARLY, signal.SIGINT) == (-signal.SIGINT, "", "Interrupted: SIGINT\n")

@@ -45,6 +45,7 @@ def unescaped(source: str) -> list[int]:
     return [call.lineno for call in calls if not all(map(is_safe, text_of(call) or []))]
 
 
+@pytest.mark.slow
 def test_no_text_goes_to_a_terminal_as_it_is():
     files = {str(path.relative_to(SOURCE)): path.read_text(encoding="utf8") for path in SOURCE.rglob("*.py")}
     assert len(files) > 50

@@ -87,6 +87,7 @@ def test_the_page_of_a_llama_is_transformers_llama() -> None:
         torch.testing.assert_close(parameter.grad, theirs.get_parameter(ours[name]).grad, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_our_run_reads_the_same_documents_as_its_peers(tmp_path: Path) -> None:
     from pretrain.data.prepare import prepare
 

@@ -23,6 +23,7 @@ def test_the_picture_is_what_the_code_makes_of_the_texts() -> None:
     assert "".join(text or "" for text in cells[1:13]) == "$a\u2423fox\u2423runs$"  # the first document
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["gpt_nano", "bert_nano"])
 def test_the_page_has_the_shapes_of_the_presets(preset: str) -> None:
     page = PAGE.read_text(encoding="utf8")

@@ -16,7 +16,7 @@ import table
 from gpu_profile import Kernel, kernel_class, summary
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tiny_form_runs_every_part_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And its files make the tables."""
     command = [sys.executable, str(gpu_all.BENCHMARKS / "gpu_all.py"), "--tiny", "--out", str(tmp_path)]
@@ -38,6 +38,7 @@ def test_the_tiny_form_runs_every_part_on_a_cpu(tmp_path: Path, monkeypatch: pyt
         assert (tmp_path / f"trace_gpt_tiny_{way}.json.gz").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_late_part_is_ended_with_what_it_started_and_keeps_its_files(tmp_path: Path) -> None:
     script = (
         "import pathlib, subprocess, sys, time\n"

@@ -14,6 +14,7 @@ from pretrain.language_model import LanguageModel
 from pretrain.training.train import run
 
 
+@pytest.mark.slow
 def test_the_last_checkpoints_of_a_run_are_averaged(tiny, capsys: pytest.CaptureFixture[str]) -> None:
     base, output = tiny.folder / "base", tiny.folder / "elsewhere" / "averaged"
     run(tiny.plan("model=gpt_nano", f"paths.run_dir={base}", "checkpoint.keep=3"))

@@ -122,6 +122,7 @@ def test_damage_to_any_file_is_found(run_folder: Path, name: str, damage: str) -
     assert open_checkpoint(run_folder).step == 12
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F03")
 def test_no_bit_of_a_manifest_can_change_what_is_read(run_folder: Path) -> None:
     """Of every byte one bit: the manifest is refused, or holds what it held."""

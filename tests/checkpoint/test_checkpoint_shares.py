@@ -143,7 +143,7 @@ print(at_once / size, (peak() - before) / size)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the highest memory is asked of Linux")
 def test_saving_takes_no_memory_but_for_one_copy_in_the_background(tmp_path: Path) -> None:
     found = subprocess.run(

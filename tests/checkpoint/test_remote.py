@@ -233,6 +233,7 @@ def uploads(folder: Path, lines: list[str], keep: int = 2) -> Uploads:
     return Uploads(folder, RUN, keep, ("config.yaml",), lines.append)
 
 
+@pytest.mark.slow
 def test_a_slow_storage_gets_the_newest_checkpoint(storage: FaultyStorage, tmp_path: Path) -> None:
     """One is copied, one waits, those between are left out; neither may be deleted meanwhile."""
     (tmp_path / "config.yaml").write_text("seed: 1")

@@ -38,6 +38,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @given(
     parts=st.dictionaries(
         st.text(min_size=1, max_size=9).filter(lambda name: name != "__metadata__" and name.isprintable()),

@@ -139,6 +139,7 @@ def test_what_is_out_of_range_is_named_with_a_way_on(words: list[str], message: 
     assert refused(*words).startswith(message)
 
 
+@pytest.mark.slow
 def test_settings_arrive_typed() -> None:
     words = [
         "model=bert_nano",
@@ -163,6 +164,7 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_experiment_file_is_read(configs: Path) -> None:
     text = "# @package _global_\ndefaults:\n  - override /model: bert_nano\nmodel:\n  n_layers: 2\n"
     (configs / "experiment" / "mine.yaml").write_text(text)
@@ -172,6 +174,7 @@ def test_an_experiment_file_is_read(configs: Path) -> None:
     assert refused("experiment=mien") == "experiment=mien is not a preset. Did you mean mine?"
 
 
+@pytest.mark.slow
 def test_whole_numbers_of_preset_files_may_have_exponents(configs: Path) -> None:
     (configs / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /data: mixture\n  - override /model: mine\n"
@@ -219,6 +222,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *words: str, task: Any) -> None:
     main("generate", GenerateConfig, task, free_text="prompt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -235,6 +239,7 @@ def test_a_prompt_needs_no_quoting(monkeypatch: pytest.MonkeyPatch, prompt: str)
     assert (seen[0][0].prompt, seen[0][0].seed) == (prompt, 3)
 
 
+@pytest.mark.slow
 def test_an_error_ends_in_its_message_and_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +260,7 @@ def test_an_error_ends_in_its_message_and_its_exit_code(
         assert capsys.readouterr().err == message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [MemoryError("no 7 TiB"), RuntimeError("x: can't allocate memory: 8 bytes")], ids=str)
 def test_where_memory_ends_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
@@ -273,6 +279,7 @@ def test_where_memory_ends_one_line_says_so(
         run_main(monkeypatch, task=lambda config, words: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
 
 
+@pytest.mark.slow
 def test_a_typo_is_answered_at_once_and_help_loads_no_torch() -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     typed = [sys.executable, str(REPOSITORY / "src" / "train.py"), "model.n_layer=3"]
@@ -293,6 +300,7 @@ def test_a_typo_is_answered_at_once_and_help_loads_no_torch() -> None:
     assert shown.stderr == "False\n"
 
 
+@pytest.mark.slow
 def test_a_recipes_micro_batch_follows_a_smaller_batch(capsys):
     register_schemas("train", RunConfig)
     config = compose("train", ["model=gpt_small", "batch_size=4"])

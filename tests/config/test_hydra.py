@@ -46,6 +46,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str, result: Any = None) -> lis
     return seen
 
 
+@pytest.mark.slow
 def test_a_config_folder_and_a_primary_config_of_ones_own(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--config-dir", str(own), "--config-name", "my_run"]
     ((config, words),) = run(monkeypatch, "batch_size=4", *flags, "model=my_model")
@@ -63,6 +64,7 @@ def test_a_config_folder_and_a_primary_config_of_ones_own(own: Path, monkeypatch
     assert (config.seed, config.model.n_layers) == (0, run(monkeypatch, "model=gpt_nano")[0][0].model.n_layers)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_ones_own_configs_is_named(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +100,7 @@ def test_what_is_wrong_in_ones_own_configs_is_named(
         assert capsys.readouterr().err.startswith(f"ConfigError: {message}")
 
 
+@pytest.mark.slow
 def test_hydras_flags_show_what_a_run_would_read(
     own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +154,7 @@ main("train", RunConfig, task)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["pretrain", "basic"])
 def test_a_sweep_runs_every_job_once_and_shows_the_table(tmp_path: Path, own: Path, launcher: str) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
@@ -187,6 +191,7 @@ def test_a_sweep_runs_every_job_once_and_shows_the_table(tmp_path: Path, own: Pa
     assert again == [line for line in lines if line.startswith("2 ")]
 
 
+@pytest.mark.slow
 def test_a_run_hands_its_errors_and_signals_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         run(monkeypatch, result=ZeroDivisionError())
@@ -195,6 +200,7 @@ def test_a_run_hands_its_errors_and_signals_on(monkeypatch: pytest.MonkeyPatch) 
     assert stopped.value.code == 130
 
 
+@pytest.mark.slow
 def test_plugins_are_named_on_the_command_line_or_in_ones_own_config(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +227,7 @@ def test_plugins_are_named_on_the_command_line_or_in_ones_own_config(
     assert config.schedule.lr_multiplier(90, 100) == 0.5
 
 
+@pytest.mark.slow
 def test_a_signal_as_the_last_job_ends_ends_the_sweep_too(tmp_path: Path) -> None:
     """The job no longer listens as it signals its sweep, which a sweeper with more trials would go on with."""
     signals = "from pretrain.stop_signals import stop_listening\n    stop_listening()\n    os.kill(os.getppid(), 2)\n"

@@ -37,6 +37,7 @@ def mixture(*words: str) -> MixtureConfig:
     return run.data
 
 
+@pytest.mark.slow
 def test_sources_are_typed_and_have_the_mixtures_common_settings() -> None:
     found = mixture(
         "data.sources={novels: {kind: text_files, path: a-b/c.txt, separator: '|', weight: 0.6}, "
@@ -52,11 +53,13 @@ def test_sources_are_typed_and_have_the_mixtures_common_settings() -> None:
     assert found.weights({"novels": 10, "web": 20}) == {"novels": Fraction(3, 5), "web": Fraction(3)}
 
 
+@pytest.mark.slow
 def test_epochs_weigh_by_rows() -> None:
     found = mixture("data.sources={a: {kind: python_docs, epochs: 0.1}, b: {kind: python_docs, epochs: 3}}")
     assert found.weights({"a": 10, "b": 20}) == {"a": Fraction(1), "b": Fraction(60)}
 
 
+@pytest.mark.slow
 def test_one_source_may_be_changed_or_added_by_a_word_of_its_own() -> None:
     words = [f"data.sources={{a: {{kind: python_docs, weight: 1}}, {DOCS}}}", "data.sources.a.weight=5"]
     words += ["data.sources.c={kind: text_files, path: x, weight: 1}", "data.sources.c.path=y", "seed=4"]
@@ -65,12 +68,14 @@ def test_one_source_may_be_changed_or_added_by_a_word_of_its_own() -> None:
     assert found.parts()["c"] == TextFilesConfig(path="y")
 
 
+@pytest.mark.slow
 def test_the_order_in_which_sources_are_written_means_nothing() -> None:
     one = mixture("data.sources={b: {kind: python_docs, weight: 1}, a: {kind: text_files, path: x, weight: 1}}")
     other = mixture("data.sources={a: {kind: text_files, path: x, weight: 1}, b: {kind: python_docs, weight: 1}}")
     assert list(one.sources) == list(other.sources) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_record_says_what_each_source_is_in_full() -> None:
     words = [f"data.sources={{novels: {{kind: text_files, path: x, weight: 1}}, {DOCS}}}"]
     record = to_dict(compose("train", ["data=mixture", *words]))["data"]
@@ -85,6 +90,7 @@ def test_a_record_says_what_each_source_is_in_full() -> None:
     assert to_dict(compose("prepare", ["data=mixture", *words]))["data"] == record
 
 
+@pytest.mark.slow
 def test_an_experiment_file_may_hold_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is the one that the comments of configs/data/mixture.yaml show."""
     folder = shutil.copytree(preset_folders.CONFIG_FOLDER, tmp_path / "configs")
@@ -100,6 +106,7 @@ def test_an_experiment_file_may_hold_a_mixture(tmp_path: Path, monkeypatch: pyte
     assert found.data.weights({}) == {"docs": Fraction(1, 2), "novels": Fraction(3, 5)}
 
 
+@pytest.mark.slow
 def test_a_registered_kind_may_be_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTERED", {})
 
@@ -176,6 +183,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("written", "message"), REFUSED)
 def test_what_does_not_fit_is_named_in_one_sentence(written: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -184,6 +192,7 @@ def test_what_does_not_fit_is_named_in_one_sentence(written: str, message: str) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_mistake_elsewhere_is_not_blamed_on_the_sources() -> None:
     for words, message in (
         (["seed=1.5"], "seed=1.5 does not fit"),
@@ -198,6 +207,7 @@ def test_a_mistake_elsewhere_is_not_blamed_on_the_sources() -> None:
             compose("train", [word, "seed=1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -215,6 +225,7 @@ def test_a_saved_record_is_data(change: dict[str, Any], message: str) -> None:
         from_dict(record)
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_source_is_told_before_torch_is_loaded() -> None:
     words = ["data=mixture", f"data.sources={{a: {{kind: python_docs, wieght: 1}}, {DOCS}}}"]
     code = f"import sys, runpy; sys.argv[1:] = {words!r}; runpy.run_path('src/train.py', run_name='__main__')"

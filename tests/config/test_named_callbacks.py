@@ -28,6 +28,7 @@ def kinds(entries: dict[str, Any]) -> dict[str, str]:
     return {name: entry.kind for name, entry in entries.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "loggers"),
     [
@@ -48,6 +49,7 @@ def test_presets_and_words_make_loggers(words: tuple[str, ...], loggers: str) ->
     assert " ".join(composed(*words).loggers) == loggers
 
 
+@pytest.mark.slow
 def test_presets_and_words_make_callbacks() -> None:
     found = composed("callbacks=[early_stopping,lr_monitor]", "callbacks.early_stopping.patience=1e1").callbacks
     assert kinds(found) == {"early_stopping": "early_stopping", "lr_monitor": "lr_monitor"}
@@ -58,6 +60,7 @@ def test_presets_and_words_make_callbacks() -> None:
     assert (named["b"].class_path, named["b"].init_args) == ("my.B", {"rate": 2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -99,12 +102,14 @@ class EchoConfig(CallbackConfig):
     words: int = 2
 
 
+@pytest.mark.slow
 def test_a_plugin_adds_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTERED", {})
     registry.register("callback", EchoConfig)
     assert composed("callbacks.echo.words=5").callbacks["echo"] == EchoConfig(words=5)
 
 
+@pytest.mark.slow
 def test_settings_name_a_class_and_import_nothing() -> None:
     before = set(sys.modules)
     composed("callbacks.x.class_path=this.Zen", "loggers.y.class_path=antigravity.Fly")

@@ -31,6 +31,7 @@ def refused(*words: str, script: str = "train") -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -71,6 +72,7 @@ def test_a_word_of_the_fields_leads_to_ours(word: str, message: str) -> None:
     assert refused(word).startswith(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "near"),
     [
@@ -85,6 +87,7 @@ def test_a_value_that_is_none_of_those_offered_leads_to_one(word: str, near: str
     assert compose("train", [near])
 
 
+@pytest.mark.slow
 def test_other_scripts_have_words_of_their_own() -> None:
     for script, config_class in (("generate", GenerateConfig), ("eval", EvalConfig), ("export", ExportConfig)):
         register_schemas(script, config_class)
@@ -129,6 +132,7 @@ def test_the_table_leads_to_what_there_is() -> None:
         assert not [word for word, n in Counter(" ".join(names.values()).split()).items() if n > 1]
 
 
+@pytest.mark.slow
 def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
     config: RunConfig = compose("train", ["data.path=a b", "data.separator=x"])
     assert (config.data.kind, config.data.path, config.data.separator) == ("text_files", "a b", "x")
@@ -140,6 +144,7 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
     assert refused("data.path=x", f"resume={tmp_path}").startswith("data.path is a setting of ")  # no run is there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -26,12 +26,14 @@ TEXTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_setting_takes_any_text(text: str) -> None:
     config: RunConfig = compose("train", ["data=text_files", f"data.path={text}", f"paths.run_dir={text}"])
     assert (config.data.path, config.paths.run_dir) == (text, text)
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(exclude_characters="\\", exclude_categories=["Cs", "Cc"]), min_size=1))
 def test_what_is_typed_is_what_is_read(text: str) -> None:
     """But for what has a meaning of its own: null, a reference, a text in quotes of Hydra's, the home folder."""
@@ -42,6 +44,7 @@ def test_what_is_typed_is_what_is_read(text: str) -> None:
         assert unquoted(word.partition("=")[2]) == text
 
 
+@pytest.mark.slow
 def test_words_that_were_quoted_twice_are_read_as_before() -> None:
     for word, value in [
         ('"a b, c"', "a b, c"), ("'x'", "x"), ("a b", "a b"), (r"a\,b", "a,b"), ("${name}_2", "gpt_nano_2"),
@@ -55,6 +58,7 @@ def test_words_that_were_quoted_twice_are_read_as_before() -> None:
     assert as_hydra_reads("max_steps", RunConfig) == "max_steps"
 
 
+@pytest.mark.slow
 def test_the_home_folder_is_where_a_place_is_asked_for() -> None:
     words = ["data=text_files", "data.path=~/texts", "paths.run_dir=~", "data.text_column=~/x", "name=~x"]
     config: RunConfig = compose("train", words)
@@ -63,6 +67,7 @@ def test_the_home_folder_is_where_a_place_is_asked_for() -> None:
     assert (config.data.text_column, config.name) == ("~/x", "~x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "number"), [("1e9", 10**9), ("1.5E3", 1500), ("2e+3", 2000), ("1_0e2", 1000), ("1e18", 10**18)]
 )
@@ -75,12 +80,14 @@ def test_a_whole_number_may_have_an_exponent(typed: str, number: int) -> None:
     assert (source.max_documents, source.path) == (10_000, "é x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", ["1.5", "1e-3", "15e-1", "1e", "e9", "1e9x", "1.0e0.5", "..e1", "1e400"])
 def test_what_is_no_whole_number_is_refused(typed: str) -> None:
     with pytest.raises(ConfigError, match=r"seed=\S+ does not fit"):
         compose("train", [f"seed={typed}"])
 
 
+@pytest.mark.slow
 def test_lists_and_mappings_take_any_text_too() -> None:
     config: RunConfig = compose("train", ["sample.prompts=[it's $x, données, 1e3]"])
     assert config.sample.prompts == ["it's $x", "données", "1e3"]

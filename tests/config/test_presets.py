@@ -104,6 +104,7 @@ def test_no_preset_of_a_model_is_left_out() -> None:
     assert len(PUBLISHED) == 23
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_model_has_its_published_size(name: str) -> None:
     vocab_size, count = PUBLISHED[name]
@@ -123,6 +124,7 @@ def test_a_model_has_its_published_size(name: str) -> None:
     assert f"{count / {'M': 1e6, 'B': 1e9}[claimed[2]]:.{decimals}f}" == claimed[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_settings_of_a_run_survive_being_saved(name: str) -> None:
     config: RunConfig = compose("train", [f"model={name}"])
@@ -133,6 +135,7 @@ def test_settings_of_a_run_survive_being_saved(name: str) -> None:
     assert config.warmup_steps() < steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", OTHERS)
 def test_every_other_preset_composes(word: str) -> None:
     group = word.split("=")[0]
@@ -141,6 +144,7 @@ def test_every_other_preset_composes(word: str) -> None:
     assert hasattr(config, group) or group in ("experiment", "recipe", "logger", "search")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((CONFIG_FOLDER / "search").iterdir()), ids=lambda path: path.stem)
 def test_a_space_to_search_has_the_recipe_inside(path: Path) -> None:
     """Every range is of a setting of the run, and holds the value that it has without a search."""
@@ -156,6 +160,7 @@ def test_a_space_to_search_has_the_recipe_inside(path: Path) -> None:
             assert usual in sweep.list, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word", sorted(f"{group}={path.stem}" for group in OF_CURATION for path in (CONFIG_FOLDER / group).iterdir())
 )
@@ -176,6 +181,7 @@ def flat(record: dict[str, object], prefix: str = "") -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [name for name in SETTINGS if name])
 def test_a_preset_makes_the_settings_it_always_made(words: str) -> None:
     needs = ["resume=x"] if words == "model=imported" else NEEDS.get(words, [])
@@ -184,6 +190,7 @@ def test_a_preset_makes_the_settings_it_always_made(words: str) -> None:
     assert settings == {key: value for key, value in expected.items() if value != "absent"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MUON_TUNED)
 def test_adamw_has_a_rate_of_its_own_where_the_recipe_was_tuned_for_muon(model: str) -> None:
     with_muon, with_adamw = (compose("train", [f"model={model}", f"optimizer={kind}"]) for kind in ("muon", "adamw"))
@@ -192,11 +199,13 @@ def test_adamw_has_a_rate_of_its_own_where_the_recipe_was_tuned_for_muon(model: 
     assert typed.optimizer.learning_rate == 0.002
 
 
+@pytest.mark.long
 def test_every_recipe_made_for_muon_has_a_rate_for_adamw() -> None:
     tuned = [name for name in PUBLISHED if compose("train", [f"model={name}"]).optimizer.kind == "muon"]
     assert sorted(tuned) == sorted(MUON_TUNED)
 
 
+@pytest.mark.slow
 def test_overrides_and_experiments_win_over_a_recipe() -> None:
     config = compose("train", ["model=gpt_nano", "recipe=gpt_small", "batch_size=8"])
     assert (config.model.n_layers, config.optimizer.kind, config.schedule.kind) == (4, "adamw", "cosine")

@@ -39,6 +39,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, name: str, config_class: type, *wo
     return seen[0] if seen else None
 
 
+@pytest.mark.long
 def test_a_command_in_the_folder_reads_the_projects_configs(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_command_in_the_folder_reads_the_projects_configs(
     assert settings(monkeypatch, "train", RunConfig).seed == 0
 
 
+@pytest.mark.slow
 def test_a_command_that_uses_a_model_does_not_read_the_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is typed in a downloaded folder, nothing that the folder names is imported."""
     (project / "own_code.py").write_text("raise AssertionError('imported')\n")

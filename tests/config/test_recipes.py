@@ -45,6 +45,7 @@ def recipe(name: str) -> RunConfig:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_has_its_published_size_and_its_stages(name: str) -> None:
     vocabulary, millions, stages = RECIPES[name]
@@ -70,6 +71,7 @@ def test_ettins_larger_encoders_are_the_shapes_of_modernbert() -> None:
         assert differences == {"n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff"}
 
 
+@pytest.mark.slow
 def test_modernbert_base_is_trained_in_its_published_phases() -> None:
     course = course_of(recipe("modernbert_base"))
     short, long, decay = (stage.config for stage in course.stages)
@@ -94,6 +96,7 @@ def test_modernbert_base_is_trained_in_its_published_phases() -> None:
     assert short.objective.validation_mask_probability == 0.15  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_typed_batch_size_is_constant_unless_its_warmup_is_typed_too(capsys: pytest.CaptureFixture[str]) -> None:
     config: RunConfig = compose("train", ["model=modernbert_base", "batch_size=8"])
     assert (config.batch_size, config.batch_warmup_rows, config.batch_warmup_tokens) == (8, None, None)
@@ -102,6 +105,7 @@ def test_a_typed_batch_size_is_constant_unless_its_warmup_is_typed_too(capsys: p
     assert (typed.batch_warmup_rows, typed.batch_warmup_tokens) == (4, 50 * B)
 
 
+@pytest.mark.slow
 def test_ettins_rates_fall_in_two_stages_and_its_encoders_hide_less_at_the_end() -> None:
     for name in ("ettin_17m", "ettin_17m_decoder"):
         short, long, decay = course_of(recipe(name)).stages
@@ -118,6 +122,7 @@ def test_ettins_rates_fall_in_two_stages_and_its_encoders_hide_less_at_the_end()
     assert hidden == [0.3, 0.3, 0.15]
 
 
+@pytest.mark.slow
 def test_neobert_decays_over_nine_tenths_of_a_million_steps() -> None:
     course = course_of(recipe("neobert"))
     cosine, flat, long = course.stages
@@ -129,6 +134,7 @@ def test_neobert_decays_over_nine_tenths_of_a_million_steps() -> None:
     assert {stage.config.tokens_per_step() for stage in course.stages} == {2**21}
 
 
+@pytest.mark.long
 def test_every_recipe_has_a_nano_twin_with_its_stages_optimizer_and_objectives() -> None:
     assert {f"{name}_nano" for name in RECIPES} == set(TWINS)
     for name in RECIPES:
@@ -145,6 +151,7 @@ def test_every_recipe_has_a_nano_twin_with_its_stages_optimizer_and_objectives()
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -175,6 +182,7 @@ def test_a_twin_trains_through_its_stages(tiny: Any, name: str) -> None:
     assert report.validation["val/loss"] < 6.0
 
 
+@pytest.mark.slow
 def test_the_twin_without_stages_trains(tiny: Any) -> None:
     tiny.words = [word for word in tiny.words if not word.startswith(("tokenizer", "schedule", "optimizer"))]
     words = [f"experiment={WITHOUT_STAGES}", "tokenizer.kind=bpe", "tokenizer.vocab_size=270", "trainer.max_steps=4"]

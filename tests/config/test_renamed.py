@@ -22,6 +22,7 @@ OVERRIDES = {
 BASE = ["model=bert_nano", "objective=masked", "schedule=wsd"]
 
 
+@pytest.mark.slow
 def test_every_old_name_on_the_command_line_is_the_new_setting(monkeypatch, capsys):
     assert OVERRIDES.keys() == RENAMED.keys()
     old = [f"{name}={value}" for name, value in OVERRIDES.items()]
@@ -40,6 +41,7 @@ def test_every_old_name_on_the_command_line_is_the_new_setting(monkeypatch, caps
     assert with_current_name("++model.tied=true") == "++model.tie_embeddings=true"
 
 
+@pytest.mark.slow
 def test_saved_settings_with_old_names_are_those_of_today():
     register_schemas("train", RunConfig)
     config = compose("train", [*BASE, *(f"{RENAMED[name]}={value}" for name, value in OVERRIDES.items())])

@@ -13,6 +13,7 @@ from pretrain.config.run import RunConfig
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_help_lists_presets_and_the_settings_that_overrides_make(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -31,6 +32,7 @@ def test_help_lists_presets_and_the_settings_that_overrides_make(
     assert "hydra" not in shown
 
 
+@pytest.mark.slow
 def test_help_may_be_read_in_part() -> None:
     read, write = os.pipe()
     os.close(read)  # as `--help | head` does once it has enough

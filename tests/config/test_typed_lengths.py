@@ -16,6 +16,7 @@ def composed(*words: str) -> RunConfig:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "steps"),
     [
@@ -37,6 +38,7 @@ def test_the_rule_decides_only_where_nothing_else_gives_the_length(words: list[s
     assert composed(*words).trainer.max_steps == steps
 
 
+@pytest.mark.slow
 def test_typed_epochs_outlast_the_steps_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     found = composed(*OWN, "trainer.max_epochs=3").trainer
     assert (found.max_steps, found.max_epochs) == (-1, 3.0)

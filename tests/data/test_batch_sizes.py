@@ -14,6 +14,7 @@ def size(batch_size: int, tokens: int = 10, order: str = "o") -> StepSize:
     return StepSize(batch_size, batch_size * tokens, order)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 7)), min_size=1, max_size=6))
 def test_samples_follow_one_another_whatever_the_sizes(stretches: list[tuple[int, int]]) -> None:
     """Each stretch is a batch size and how many steps it lasts; the last goes on."""

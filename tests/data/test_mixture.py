@@ -32,6 +32,7 @@ def tally(proportions: Proportions, first: int, count: int) -> np.ndarray:
     return proportions.counts(first) + np.concatenate([np.zeros_like(drawn[:1]), drawn[:-1]])
 
 
+@pytest.mark.slow
 @given(weights=WEIGHTS, first=st.integers(0, 10**15))
 @settings(max_examples=200, deadline=None)
 def test_counts_stay_within_two_of_their_shares_after_any_number_of_draws(weights: list[Fraction], first: int) -> None:
@@ -59,6 +60,7 @@ def test_the_bound_holds_where_many_sources_fall_due_at_once(weights: list[int])
     assert_array_equal(counts[2500], proportions.counts(2500))
 
 
+@pytest.mark.slow
 @given(weights=WEIGHTS, positions=st.lists(st.integers(0, 3000), min_size=1, max_size=5))
 @settings(max_examples=100, deadline=None)
 def test_each_source_gives_its_samples_without_gap_or_repeat(weights: list[Fraction], positions: list[int]) -> None:
@@ -195,6 +197,7 @@ def test_a_source_alone_is_read_as_it_always_was(opened: Opened, texts: Texts, t
     assert prepared.fingerprint == prepared.train[""].fingerprint
 
 
+@pytest.mark.slow
 def test_real_corpora_are_drawn_in_their_shares_at_every_step(assets: Path, tmp_path: Path) -> None:
     """Counted from the rows that training batches hold, each found again in the source it is said to be of."""
     sources = {}

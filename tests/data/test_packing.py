@@ -43,6 +43,7 @@ def rows_one_by_one(sizes: list[int], capacity: int) -> list[list[int]]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [best_fit, concat])
 @given(lengths=lengths_of_documents, row_length=st.integers(1, 17))
 @settings(max_examples=150, deadline=None)
@@ -58,6 +59,7 @@ def test_every_token_is_in_exactly_one_row(pack, lengths: list[int], row_length:
     assert plan.lengths.dtype == np.int32
 
 
+@pytest.mark.slow
 @given(lengths=lengths_of_documents, row_length=st.integers(1, 50))
 @settings(max_examples=300, deadline=None)
 def test_whole_groups_pack_like_one_document_at_a_time(lengths: list[int], row_length: int) -> None:

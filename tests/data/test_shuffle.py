@@ -12,6 +12,7 @@ from pretrain.data.shuffle import ORDER_VERSION, Shuffle, micro_batch_samples, m
 from pretrain.errors import DataError
 
 
+@pytest.mark.slow
 @given(size=st.integers(1, 600), seed=st.integers(0, 2**64), epoch=st.integers(0, 2**40))
 @settings(max_examples=150, deadline=None)
 def test_every_row_is_drawn_once_per_epoch(size: int, seed: int, epoch: int) -> None:
@@ -108,6 +109,7 @@ def test_rows_move_as_far_as_in_a_random_order() -> None:
     assert np.abs(expected - np.arange(size) / size).max() < 0.01  # Kolmogorov-Smirnov distance
 
 
+@pytest.mark.slow
 def test_two_million_rows_take_less_than_a_second() -> None:
     started = time.process_time()
     permute(np.arange(2_000_000), 3_000_000_000, key=(0, 0))
@@ -127,6 +129,7 @@ def test_wrong_numbers_are_refused() -> None:
             micro_batch_samples(0, micro_batch_index, 4, 8)
 
 
+@pytest.mark.slow
 def test_what_is_computed_ahead_changes_nothing() -> None:
     for rows in (5, 3_000):
         used = Shuffle(rows, seed=7)

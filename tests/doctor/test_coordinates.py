@@ -23,6 +23,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -40,6 +41,7 @@ def test_every_width_changes_alike(context: Any, words: list[str]) -> None:
     assert "3 steps change the " in found.figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_optimizer_that_does_not_scale_its_rates_is_found(
     context: Any, monkeypatch: pytest.MonkeyPatch, optimizer: str
@@ -50,6 +52,7 @@ def test_an_optimizer_that_does_not_scale_its_rates_is_found(
     assert f"No rate holds at another width: optimizer.kind={optimizer} must scale those of matrices" in found.figures
 
 
+@pytest.mark.slow
 def test_logits_that_fall_with_the_width_are_found(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The factor of the head counted twice."""
     squared = property(lambda shape: (shape.d_model / shape.base_width) ** 2)
@@ -58,6 +61,7 @@ def test_logits_that_fall_with_the_width_are_found(context: Any, monkeypatch: py
     assert not found.passed, found
 
 
+@pytest.mark.slow
 def test_a_model_without_mup_has_nothing_to_check(context: Any) -> None:
     with pytest.raises(NotApplicableError, match=r"model\.parametrization=standard has no base width"):
         steps_change_every_width_alike(context())

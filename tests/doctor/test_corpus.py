@@ -29,6 +29,7 @@ def mixture(corpus) -> list[str]:
     return ["data=mixture", f"data.sources={{few: {{{source}, weight: 0.3}}, many: {{{source}, weight: 0.7}}}}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [[], ["data.packing=concat"], ["data.document_mask=false"], ["tokenizer=bpe", "tokenizer.vocab_size=300"]]
 )
@@ -39,6 +40,7 @@ def test_a_sound_corpus_passes(context, words):
         assert finding.passed, finding
 
 
+@pytest.mark.slow
 def test_a_sound_stream_passes(context):
     sound = context("data.mode=stream", "data.era_tokens=2048")
     for check in ALL:
@@ -50,6 +52,7 @@ def test_a_sound_stream_passes(context):
     assert sound.stream.tokens()[""] > 1000
 
 
+@pytest.mark.slow
 def test_a_large_corpus_is_sampled_for_the_small_runs(context, monkeypatch, mixture):
     from pretrain.doctor import context as home
 
@@ -60,6 +63,7 @@ def test_a_large_corpus_is_sampled_for_the_small_runs(context, monkeypatch, mixt
     assert sampled.small_prepared.tokenizer.fingerprint == sampled.prepared.tokenizer.fingerprint
 
 
+@pytest.mark.slow
 def test_a_mixture_has_its_shares(context, monkeypatch, mixture):
     sound = context(*mixture)
     finding = checks.mixture_shares(sound)
@@ -73,6 +77,7 @@ def test_a_mixture_has_its_shares(context, monkeypatch, mixture):
         checks.mixture_shares(context())
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_store_is_found(context):
     damaged = context()
     (tokens,) = (damaged.prepared.corpora[""].folder / "train" / "shards").glob("*.tok")
@@ -83,12 +88,14 @@ def test_a_flipped_bit_in_the_store_is_found(context):
     assert checks.files_verify(damaged).passed
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_loses_text_is_found(context, monkeypatch):
     original = Tokenizer.encode_documents
     monkeypatch.setattr(Tokenizer, "encode_documents", lambda self, texts: original(self, [t[:-2] for t in texts]))
     assert not checks.round_trip(context()).passed
 
 
+@pytest.mark.slow
 def test_a_text_that_became_a_special_token_is_found(context, monkeypatch, tmp_path):
     tokenizer_of("unigram").save(tmp_path / "tokenizer")
     spelled = tmp_path / "spelled.jsonl"
@@ -103,11 +110,13 @@ def test_a_text_that_became_a_special_token_is_found(context, monkeypatch, tmp_p
     assert "'</s>' in " in found.figures
 
 
+@pytest.mark.slow
 def test_documents_too_long_to_try_leave_nothing_to_say(context, monkeypatch):
     monkeypatch.setattr(checks, "ROUND_TRIP_TOKENS", 1)
     assert not checks.round_trip(context()).passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defect", ["a piece lost", "a piece twice", "a token skipped"])
 def test_documents_that_are_not_packed_once_are_found(context, monkeypatch, defect):
     def wrong(*given, **named):
@@ -130,6 +139,7 @@ def test_documents_that_are_not_packed_once_are_found(context, monkeypatch, defe
     assert " 0 are not covered once" not in finding.figures
 
 
+@pytest.mark.slow
 def test_rows_that_are_misread_are_found(context, monkeypatch):
     original = batches.read_rows
 
@@ -143,6 +153,7 @@ def test_rows_that_are_misread_are_found(context, monkeypatch):
     assert "0 are not covered once" in finding.figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "words"),
     [

@@ -78,6 +78,7 @@ def test_what_is_printed_goes_to_the_log_and_the_terminal_comes_back(tmp_path, c
     assert capfd.readouterr().out == "three\n"
 
 
+@pytest.mark.slow
 def test_every_part_has_its_checks(context):
     found = checks(context(), Part.all)
     assert len(found) == len({check.name for check in found}) == 21
@@ -89,6 +90,7 @@ def test_every_part_has_its_checks(context):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "verdict"), [(1e-3, True), (0.0, False)])
 def test_an_examination_prints_rows_and_sums_up(context, tmp_path, monkeypatch, capfd, limit, verdict):
     monkeypatch.setattr(examination.tempfile, "tempdir", str(tmp_path))
@@ -101,6 +103,7 @@ def test_an_examination_prints_rows_and_sums_up(context, tmp_path, monkeypatch, 
     assert not list(tmp_path.glob("doctor-*"))
 
 
+@pytest.mark.slow
 def test_the_words_are_those_of_a_run():
     one, other = (yaml.safe_load((CONFIG_FOLDER / f"{name}.yaml").read_text()) for name in ("train", "doctor"))
     ours = [word for word in one["defaults"] if word != {"search": None}]  # a sweep is of runs
@@ -124,6 +127,7 @@ def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_command_line_examines_a_model_and_tells_wrong_settings(tmp_path, corpus):
     words = ["data=text_files", f"data.path={corpus}", "tokenizer=bytes", "doctor=machine"]
     found = call(tmp_path, *words)
@@ -138,13 +142,13 @@ def test_the_command_line_examines_a_model_and_tells_wrong_settings(tmp_path, co
     assert absent.stdout.count("needs a prepared corpus") == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words",
     [
         ["model=gpt_nano"],
-        pytest.param(["model=bert_nano", "doctor=resume"], marks=pytest.mark.long),
-        pytest.param(["model=llama_nano", "doctor=machine"], marks=pytest.mark.long),
+        ["model=bert_nano", "doctor=resume"],
+        ["model=llama_nano", "doctor=machine"],
     ],
 )
 def test_everything_passes_in_three_minutes(tmp_path, words):

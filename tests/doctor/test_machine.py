@@ -25,6 +25,7 @@ def test_the_versions_are_those_of_the_project():
         assert f"{name}>={floor}" + (f",<{ceiling}" if ceiling else "") in wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "found", "passes"),
     [
@@ -53,6 +54,7 @@ def test_an_old_or_missing_library_is_found(context, monkeypatch, library, found
         assert re.search(rf"{library} {found or 'missing'}, but >=.* is required: pip install", finding.figures)
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_found(context):
     assert machine.device(context("trainer=cpu")).figures.startswith("cpu, ")
     if not torch.cuda.is_available():
@@ -62,6 +64,7 @@ def test_a_device_that_is_not_there_is_found(context):
             machine.device(absent)
 
 
+@pytest.mark.slow
 def test_a_gpu_is_named_with_its_memory(context, monkeypatch):
     monkeypatch.setattr(machine, "choose_device", lambda trainer: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**33, 2**34))
@@ -69,6 +72,7 @@ def test_a_gpu_is_named_with_its_memory(context, monkeypatch):
     assert machine.device(context()).figures == "X100, 8.0 of 16.0 GiB free"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "words", [[], ["model=llama_nano"], ["model=bert_nano"], ["model=hybrid_nano"], ["model=diffusion_nano"]]
@@ -79,6 +83,7 @@ def test_the_kernels_of_a_sound_machine_pass(context, words, precision):
     assert finding.figures.startswith(f"cpu, {precision}: relative error ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_kernel_with_a_wrong_gradient_is_found(context, monkeypatch, precision):
     class Halved(torch.autograd.Function):
@@ -105,6 +110,7 @@ def test_a_kernel_with_a_wrong_gradient_is_found(context, monkeypatch, precision
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "copies"),
     [
@@ -124,6 +130,7 @@ def test_a_full_disk_is_found(context, monkeypatch, words, copies):
         assert finding.figures.startswith(f"{copies} checkpoints of ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_the_size_of_a_checkpoint_is_that_of_its_tensors(context, optimizer):
     own = context(f"optimizer={optimizer}")
@@ -137,6 +144,7 @@ def test_the_size_of_a_checkpoint_is_that_of_its_tensors(context, optimizer):
     assert machine.checkpoint_bytes(own) == held
 
 
+@pytest.mark.slow
 def test_the_runs_own_checkpoint_is_verified(context, tmp_path, monkeypatch):
     folder = tmp_path / "logs" / "run" / "checkpoints"
     parts = {part: {"x": torch.zeros(3)} for part in ("model", "optimizer", "random")}

@@ -13,11 +13,13 @@ from pretrain.training.lightning_module import TrainingModule
 WORDS = ["model=gpt_nano", "trainer.gradient_clip_val=1"]
 
 
+@pytest.mark.slow
 def test_micro_batches_are_one_batch(context):
     finding = SharedRuns(context(*WORDS)).accumulation()
     assert finding.passed, finding
 
 
+@pytest.mark.slow
 def test_micro_batches_that_are_not_averaged_are_found(context, monkeypatch):
     original = TrainingModule.training_step
 
@@ -31,7 +33,7 @@ def test_micro_batches_that_are_not_averaged_are_found(context, monkeypatch):
 
 
 @pytest.mark.usefixtures("forked_ranks")
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_are_one(context):
     before = signal.getsignal(signal.SIGINT)
     runs = SharedRuns(context(*WORDS))
@@ -40,7 +42,7 @@ def test_two_processes_are_one(context):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradients_not_divided_between_two_processes_are_found(context, monkeypatch):
     """Clipping and the optimizer hide the scale from the weights, but not from the norm."""
     runs = SharedRuns(context(*WORDS))
@@ -65,11 +67,13 @@ def test_two_processes_that_split_rows_are_one(context):
     assert finding.passed, finding
 
 
+@pytest.mark.slow
 def test_a_row_that_two_devices_cannot_split_is_passed_over(context):
     with pytest.raises(NotApplicableError, match=r"two devices cannot split a row: .* model\.context_length=62"):
         SharedRuns(context(*WORDS, "model.context_length=62")).context_parallel()
 
 
+@pytest.mark.slow
 def test_a_model_that_two_devices_cannot_split_is_passed_over(context):
     with pytest.raises(NotApplicableError, match=r"two devices cannot split this model: .* model\.n_heads=1"):
         SharedRuns(context(*WORDS, "model.n_heads=1")).tensor()

@@ -7,6 +7,7 @@ from pretrain.doctor.resume import ResumedRuns
 from pretrain.training.datamodule import BatchLoader
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [["model=llama_nano"], ["model=bert_nano", "optimizer=adamw"]])
 def test_sound_runs_go_on_exactly(context, words):
     runs = ResumedRuns(context(*words))
@@ -15,6 +16,7 @@ def test_sound_runs_go_on_exactly(context, words):
         assert finding.passed, finding
 
 
+@pytest.mark.slow
 def test_a_batch_skipped_on_resume_is_found(context, monkeypatch):
     runs = ResumedRuns(context())
     assert runs.uninterrupted.is_dir()
@@ -29,6 +31,7 @@ def test_a_batch_skipped_on_resume_is_found(context, monkeypatch):
     assert "losses by 0.0e+00" not in finding.figures
 
 
+@pytest.mark.slow
 def test_damage_that_nobody_notices_is_found(context, monkeypatch):
     runs = ResumedRuns(context())
     good = resume.open_checkpoint(runs.uninterrupted)

@@ -82,6 +82,7 @@ def test_a_model_of_another_kind_is_refused():
         shrink_model(Foreign())
 
 
+@pytest.mark.slow
 def test_the_data_of_a_model_of_another_kind_can_be_checked(context, capfd):
     config = replace(context().config, model=Foreign(context_length=32))
     with pytest.raises(ConfigError, match=r"model.kind=foreign cannot be scaled down"):

@@ -85,6 +85,7 @@ def by_transformers(model, tokenizer, text: str, other: str) -> float:
     return total
 
 
+@pytest.mark.slow
 def test_the_metric_is_the_published_one_by_transformers(assets: Path, tmp_path: Path) -> None:
     """Its percentages of all pairs, of both directions, and the same preference in every pair."""
     from transformers import AutoTokenizer, BertConfig, BertForMaskedLM

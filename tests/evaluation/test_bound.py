@@ -50,6 +50,7 @@ def exact_bound(model: Any, text: bytes, first: int = 1, shift: int = 0) -> floa
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "shift"), [(1, 0), (3, 0), (1, 1)])
 def test_the_estimate_is_unbiased_and_its_standard_error_holds(model: Any, first: int, shift: int) -> None:
     """Against the mean over all masks. The other text of a group changes the random numbers and nothing else."""

@@ -70,6 +70,7 @@ def test_bits_are_those_of_the_model_and_decide(checkpoint: Path, tiny: TinyRun)
     assert narrow["documents"] == kept.count(middle)
 
 
+@pytest.mark.long
 def test_what_cannot_measure_bits_is_refused(checkpoint: Path, tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tiny.folder / "corpus"
     with pytest.raises(CheckpointError, match="none does not exist"):

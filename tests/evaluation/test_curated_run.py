@@ -97,7 +97,7 @@ def holds(folder: Path, text: str) -> list[Path]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_clean_scores_and_forgotten_documents(raw: Path, tiny: TinyRun) -> None:
     corpus = tiny.folder / "corpus"
     curate(config_of(raw, corpus, f"decontaminate.sets=[{raw}/pairs.jsonl]"), lambda line: None)
@@ -222,6 +222,7 @@ def test_what_to_forget_is_said_once(settings: dict[str, Any], match: str) -> No
         ForgetConfig(path="corpus", **settings)
 
 
+@pytest.mark.long
 def test_a_document_of_a_grown_corpus_is_forgotten(
     raw: Path, tiny: TinyRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def settings(tiny: Any, **changes: Any) -> EvalConfig:
     return EvalConfig(paths=PathsConfig(cache_dir=str(tiny.folder / "cache")), **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt_nano", "bert_nano", "hybrid_nano"])
 def test_a_run_is_scored_on_pairs(tiny: Any, pairs: Path, model: str) -> None:
     report = run(tiny.plan(f"model={model}"))
@@ -72,6 +73,7 @@ def test_a_task_without_pseudo_likelihoods_says_so(tiny: Any) -> None:
         settings(tiny, task=Task.cloze, path="lambada.jsonl", pseudo_likelihood=True)
 
 
+@pytest.mark.slow
 def test_what_a_run_has_memorized(tiny: Any) -> None:
     report = run(tiny.plan("model=gpt_nano", "data.validation_fraction=0.2"))
     found = score(settings(tiny, task=Task.memorization, prompt_tokens=8, new_tokens=4), report.folder)
@@ -92,6 +94,7 @@ def test_what_a_run_has_memorized(tiny: Any) -> None:
         score(settings(tiny, task=Task.memorization, device="nothing"), report.folder)
 
 
+@pytest.mark.slow
 def test_documents_too_short_to_continue_are_refused(tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "short").mkdir()
     for number in range(9):
@@ -106,6 +109,7 @@ def test_documents_too_short_to_continue_are_refused(tiny: Any, tmp_path: Path) 
         score(settings(tiny), report.folder)
 
 
+@pytest.mark.slow
 def test_a_streamed_run_has_its_documents_in_eras(tiny: Any) -> None:
     words = ["model=gpt_nano", "data.mode=stream", "data.era_tokens=4000", "data.validation_fraction=0.2"]
     report = run(tiny.plan(*words))
@@ -113,6 +117,7 @@ def test_a_streamed_run_has_its_documents_in_eras(tiny: Any) -> None:
     assert found["train/documents"] > 5
 
 
+@pytest.mark.long
 def test_the_pseudo_perplexity_of_documents(tiny: Any, tmp_path: Path) -> None:
     report = run(tiny.plan("model=bert_nano", "data.validation_fraction=0.2"))
     text = tmp_path / "text.txt"
@@ -138,6 +143,7 @@ def test_the_pseudo_perplexity_of_documents(tiny: Any, tmp_path: Path) -> None:
     assert "perplexity" in score(settings(tiny), report.folder)
 
 
+@pytest.mark.slow
 def test_documents_of_special_tokens_alone_have_no_pseudo_perplexity(tiny: Any, assets: Path, tmp_path: Path) -> None:
     folder = assets / "tokenizers" / "bert-base-uncased"
     words = ["model=bert_nano", "tokenizer=pretrained", f"tokenizer.path={folder}", "trainer.max_steps=1"]
@@ -155,6 +161,7 @@ def test_a_model_made_elsewhere_has_no_documents_of_its_own(tiny: Any, assets: P
         score(settings(tiny, task=Task.memorization), tiny.folder)
 
 
+@pytest.mark.long
 def test_the_command_prints_a_table_and_writes_figures_with_settings(
     tiny: Any, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +219,7 @@ def test_progress_is_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys
     assert report.bar is None
 
 
+@pytest.mark.slow
 def test_a_device_that_is_there_is_used(tiny: Any, pairs: Path) -> None:
     report = run(tiny.plan("model=gpt_nano"))
     chosen = "cuda" if torch.cuda.is_available() else "cpu"
@@ -219,6 +227,7 @@ def test_a_device_that_is_there_is_used(tiny: Any, pairs: Path) -> None:
     assert found["pairs"] == 3
 
 
+@pytest.mark.slow
 def test_what_8_bits_cost_can_be_scored(tiny: Any, pairs: Path, tmp_path: Path) -> None:
     report = run(tiny.plan("model=gpt_nano"))
     with pytest.raises(ConfigError, match=r"dtype=int4 is not a number format .* one of: fp32, bf16, int8\."):

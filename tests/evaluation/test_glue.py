@@ -136,7 +136,7 @@ def entailments(path: Path, count: int, seed: int) -> None:
     path.write_text("".join(lines))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_base_is_tuned_at_every_rate_and_a_restart_trains_nothing_again(tiny, tmp_path, monkeypatch, capsys):
     base = Path(run(tiny.plan("model=bert_nano", "model.context_length=64", "model.dropout=0.0")).folder)
     entailments(tmp_path / "glue/RTE/train.tsv", 200, 1)

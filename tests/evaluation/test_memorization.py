@@ -4,6 +4,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.run import score
 from pretrain.training.config import PathsConfig
@@ -21,6 +23,7 @@ def write_documents(folder: Path, count: int, seed: int) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_training_documents_are_repeated_and_held_out_ones_are_not(tiny: Any, tmp_path: Path) -> None:
     train, held_out = (write_documents(tmp_path / name, 40, seed) for seed, name in enumerate(("train", "held_out")))
     words = ["model=gpt_nano", f"data.path={train}", f"data.validation_path={held_out}", "model.dropout=0"]

@@ -78,6 +78,7 @@ def scored(model: Transformer, **changes) -> dict[str, float]:
     return score_needles(Scorer(model, BYTES), HAYSTACK, replace(settings, **changes))
 
 
+@pytest.mark.long
 def test_a_model_that_copies_finds_the_number_everywhere() -> None:
     found = scored(copying_model())
     assert found["accuracy"] == 1.0
@@ -86,6 +87,7 @@ def test_a_model_that_copies_finds_the_number_everywhere() -> None:
     assert found["chance"] == 0.2
 
 
+@pytest.mark.long
 def test_a_model_that_cannot_look_back_far_enough_fails() -> None:
     """With a window of 160 tokens in both layers the number is in reach at the end of a text alone."""
     found = scored(copying_model(window=160))
@@ -96,6 +98,7 @@ def test_a_model_that_cannot_look_back_far_enough_fails() -> None:
     assert needle_table(found).splitlines()[3].split() == ["1", "1.00", "1.00"]
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_nothing_is_at_chance() -> None:
     model = random_model(shape("llama", context_length=128), BYTES.vocab_size, causal=True)
     found = scored(model, lengths=[96], depths=[0.5], trials=200)

@@ -149,6 +149,7 @@ def by_transformers(assets: Path, rows: Sequence[tuple[str, str]]) -> list[tuple
     return found
 
 
+@pytest.mark.long
 def test_blimp_is_what_transformers_makes_of_it(assets: Path) -> None:
     blimp = read_examples(Task.minimal_pairs, str(assets / "eval" / "blimp" / "blimp.jsonl.xz"), max_examples=500)
     found = score_examples(real(assets), blimp)
@@ -165,6 +166,7 @@ def test_blimp_is_what_transformers_makes_of_it(assets: Path) -> None:
     assert found["accuracy"] == pytest.approx(np.mean([np.mean(each) for each in correct.values()]))
 
 
+@pytest.mark.slow
 def test_lambada_and_arc_are_what_transformers_makes_of_them(assets: Path) -> None:
     scorer = real(assets)
     lambada = read_examples(Task.cloze, str(assets / "eval" / "lambada" / "lambada_openai.jsonl"), max_examples=60)

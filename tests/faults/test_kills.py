@@ -120,6 +120,7 @@ def test_killed_twenty_times_it_ends_as_if_nothing_had_happened(
         number += 1
 
 
+@pytest.mark.long
 @pytest.mark.fault("F02")
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("phase", PHASES)
@@ -154,6 +155,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_nothing_saved(
     assert run.state() == undisturbed
 
 
+@pytest.mark.long
 @pytest.mark.fault("F05")
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_a_file_system_that_turns_read_only_ends_the_run(
@@ -180,6 +182,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(
     assert 0 < report["training_s"] < report["wall_s"] < 60
 
 
+@pytest.mark.long
 @pytest.mark.fault("F13")
 def test_an_error_in_the_prefetch_thread_ends_the_run(
     warm: Warm, undisturbed: dict[str, Any], corpus: Path, tmp_path: Path

@@ -25,7 +25,7 @@ def whole(folder: Path) -> dict[str, str]:
     return {name: value for name, value in files(folder).items() if ".tmp" not in name}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.fault("F15")
 def test_killed_ten_times_it_makes_the_same_store(tmp_path: Path, corpus: Path) -> None:
     def command(name: str) -> list[str]:

@@ -28,6 +28,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F04")
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
 def test_the_run_ends_and_the_checkpoint_before_goes_on(tiny, small_disk: Path, asynchronous: str):

@@ -66,6 +66,7 @@ def test_unpickling_the_bomb_runs_it(tmp_path: Path):
     assert (tmp_path / "marker").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["model", "optimizer", "random"])
 def test_a_pickle_instead_of_tensors_is_refused(tiny, saved: Path, tmp_path: Path, part: str):
     (saved / f"{part}.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
@@ -75,6 +76,7 @@ def test_a_pickle_instead_of_tensors_is_refused(tiny, saved: Path, tmp_path: Pat
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -97,6 +99,7 @@ def test_settings_that_name_code_or_the_environment_are_refused(
         tiny.plan("model=gpt_nano", f"resume={saved}")
 
 
+@pytest.mark.slow
 def test_a_name_in_a_manifest_moves_no_cursor(saved: Path, monkeypatch, capsys):
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["files"]["\n\x1b[31mred"] = {"bytes": 1, "sha256": "0" * 64}
@@ -109,6 +112,7 @@ def test_a_name_in_a_manifest_moves_no_cursor(saved: Path, monkeypatch, capsys):
     assert line == rf"CheckpointError: {saved} is not a usable checkpoint: \n\x1b[31mred is missing."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -159,6 +163,7 @@ def test_a_run_folders_settings_run_nothing(tmp_path: Path, text: str, message: 
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.long
 def test_names_of_documents_are_escaped_on_a_terminal(tiny, capfd: pytest.CaptureFixture[str]):
     corpus = tiny.folder / "names"
     corpus.mkdir()
@@ -174,6 +179,7 @@ def test_names_of_documents_are_escaped_on_a_terminal(tiny, capfd: pytest.Captur
     assert "\x1b" not in found.stdout + report.sample.replace("\x1b", "") + str(report)
 
 
+@pytest.mark.slow
 def test_an_environment_that_lets_torch_unpickle_is_refused(monkeypatch: pytest.MonkeyPatch):
     found = subprocess.run(
         [sys.executable, str(ROOT / "src" / "train.py")],
@@ -183,6 +189,7 @@ def test_an_environment_that_lets_torch_unpickle_is_refused(monkeypatch: pytest.
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 lets files run code as torch loads them. Unset it" in found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value", ["${oc.env:HOME}", "a/${oc.env:HOME}/b", "${oc.decode:${oc.env:HOME}}", "${ oc.env:HOME}"]
 )

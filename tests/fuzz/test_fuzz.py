@@ -170,7 +170,7 @@ def fuzz(warm: Warm, count: int, seed: int, first: int = 0) -> None:
     assert not found.bad, f"{len(found.bad)} of {count} cases:\n" + "\n".join(found.bad)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_not_damaged_is_read(warm: Warm):
     bad = []
     known = commands(warm.folder / "case")
@@ -184,7 +184,7 @@ def test_what_is_not_damaged_is_read(warm: Warm):
     assert not bad, bad
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_damaged_files_end_in_one_line(warm: Warm):
     count = int(os.environ.get("PRETRAIN_FUZZ_CASES", USUAL))
     fuzz(warm, count, int(os.environ.get("PRETRAIN_FUZZ_SEED", "0")), int(os.environ.get("PRETRAIN_FUZZ_FIRST", "0")))
@@ -216,6 +216,7 @@ def test_each_fault_is_seen(change: dict[str, Any], fault: str):
     assert faults_of(FINE | change, {}, {}, "generate") == [fault]
 
 
+@pytest.mark.slow
 def test_each_file_that_is_written_is_seen():
     before = {"outside": "folder", "outside/target.txt": "a", "run": "folder", "cache": "folder"}
     assert faults_of(FINE, before, before | {"cache/x": "b"}, "generate") == []

@@ -55,6 +55,7 @@ def test_an_end_by_the_model_differs_from_one_by_length() -> None:
     assert detokenized(b"ab", "x")[1].completion().finish_reason is FinishReason.length
 
 
+@pytest.mark.slow
 @given(st.text("ab€", max_size=12), st.lists(st.text("ab€", min_size=1, max_size=3), max_size=3))
 @settings(max_examples=200, deadline=None)
 def test_a_text_ends_before_the_first_stop_string_whatever_its_tokens(text: str, stop: list[str]) -> None:

@@ -79,6 +79,7 @@ def numbered_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canvas_module, "_generator", lambda *_: torch.Generator().manual_seed(next(numbers)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("numbered_rows")
 def test_random_order_one_by_one_draws_from_the_joint_distribution() -> None:
     """The 99.9th percentile of chi-square with 26 degrees of freedom is 54.05. Fewer steps miss the dependence."""
@@ -92,6 +93,7 @@ def test_random_order_one_by_one_draws_from_the_joint_distribution() -> None:
     assert chi_square(at_once, table.joint) > 200
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("numbered_rows")
 def test_every_order_of_reveals_is_equally_likely() -> None:
     *_, canvases = denoise(Table(), [[3, 3, 3]] * 3000, TABLE)

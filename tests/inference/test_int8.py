@@ -131,6 +131,7 @@ def test_a_masked_model_predicts_much_the_same(family: str) -> None:
     assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
+@pytest.mark.slow
 def test_a_trained_model_loses_less_than_a_hundredth_of_its_perplexity(assets: Path) -> None:
     folder = assets / "models" / "stories260K" / "hf"
     text = (assets / "corpora" / "tinystories_sample" / "tiny.utf8").read_text(encoding="utf8")

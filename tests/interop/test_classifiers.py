@@ -71,6 +71,7 @@ def test_every_class_is_tried() -> None:
     assert [family.model_type for family in FAMILIES if family.model_type not in CLASSIFIERS] == ["apertus"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "pooling"), [(name, pooling) for name in SHAPES for pooling in CLASSIFIERS[name].poolings]
 )

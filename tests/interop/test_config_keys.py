@@ -155,6 +155,7 @@ BY_TYPE = {family.model_type: family for family in FAMILIES}
 OLDER_FORM = ("layer_types", "rope_parameters")  # keys that versions of transformers before 5 did not write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "without"),
     [(name, OLDER_FORM if name in ("mistral", "qwen2") else ()) for name in BY_TYPE]

@@ -63,6 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.mark.slow
 def test_a_causal_run_goes_on_in_transformers_with_the_same_tokens(runs: dict[str, Path], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -101,6 +102,7 @@ def test_excluded_padding_of_the_vocabulary_is_not_exported(tied: bool, tmp_path
     torch.testing.assert_close(ours[..., : BYTES.vocab_size], exported, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_masked_run_fills_masks_in_transformers(runs: dict[str, Path], tmp_path: Path) -> None:
     from transformers import pipeline
 
@@ -135,6 +137,7 @@ def test_adapters_of_a_mup_base_are_refused(tmp_path: Path) -> None:
         export_adapters(ExportConfig(output=str(tmp_path / "out")), run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes", "architecture"),
     [
@@ -158,6 +161,7 @@ def test_a_diffusion_is_exported_as_a_masked_model(
     assert "completes text like its training data" not in page
 
 
+@pytest.mark.slow
 def test_the_exported_tokenizer_numbers_the_texts_of_a_pair_as_training_did(tmp_path: Path) -> None:
     """BERT has token types and ModernBERT none; the ids are those of training in both."""
     from transformers import AutoTokenizer
@@ -205,6 +209,7 @@ def test_the_card_says_where_the_model_comes_from(runs: dict[str, Path], tmp_pat
         assert (again / name).read_bytes() == (tmp_path / "mine" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_card_shows_scores_of_this_checkpoint(runs: dict[str, Path], tmp_path: Path) -> None:
     scores = tmp_path / "bias.json"
     figures = {"checkpoint": str(open_model(runs["causal"]).folder), "objective": "causal", "task": "bias",
@@ -239,6 +244,7 @@ def test_the_card_shows_scores_of_this_checkpoint(runs: dict[str, Path], tmp_pat
             export_model(ExportConfig(output=str(tmp_path / "no"), evaluations=[str(scores)]), runs["causal"])
 
 
+@pytest.mark.slow
 def test_the_card_shows_no_folder_of_this_machine(tmp_path: Path) -> None:
     secret = tmp_path / "alice"
     data = TextFilesConfig(path=str(secret / "te|xts"))
@@ -255,6 +261,7 @@ def test_the_card_shows_no_folder_of_this_machine(tmp_path: Path) -> None:
     assert "1.25" not in page
 
 
+@pytest.mark.slow
 def test_large_weights_are_split(runs: dict[str, Path], tmp_path: Path) -> None:
     export_model(ExportConfig(output=str(tmp_path / "out"), max_shard_bytes=20_000), runs["causal"])
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -278,6 +285,7 @@ def failed(output: Path, run: Path, **settings: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_computes_something_else_is_not_exported(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +311,7 @@ def test_what_computes_something_else_is_not_exported(
             export_model(ExportConfig(output=str(tmp_path / "out")), runs["causal"])
 
 
+@pytest.mark.slow
 def test_what_transformers_cannot_load_is_not_exported(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +341,7 @@ def test_what_transformers_cannot_load_is_not_exported(
     assert "transformers cannot load the exported folder: " in failed(tmp_path / "out", gpt)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_transformers_reads_otherwise_is_not_exported(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,6 +373,7 @@ def test_without_transformers_the_export_says_that_nothing_was_compared(
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_refused(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,7 @@ PRESETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_have_an_architecture(preset: str) -> None:
     register_schemas("train", RunConfig)

@@ -91,6 +91,7 @@ def test_a_name_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
         open_model(tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_documents_are_scored_by_a_model_made_elsewhere(
     llama: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ def test_every_family_is_tried() -> None:
     assert list(STRATEGIES) == [family.model_type for family in FAMILIES]
 
 
+@pytest.mark.slow
 @many_or_few
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_ours_goes_out_and_comes_back(name: str, shapes: int, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -52,6 +52,7 @@ def refused(run: Path, output: Path, code: int, **settings: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_whole_folder_arrives_in_a_private_repository(
     hub: HubServer, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_the_whole_folder_arrives_in_a_private_repository(
     assert "model.safetensors" not in repository.files  # which transformers would load instead of the shards
 
 
+@pytest.mark.slow
 def test_a_public_repository_is_asked_for(hub: HubServer, run: Path, tmp_path: Path) -> None:
     hub.repositories["ada/fox"] = Repository(private=False)
     message = refused(run, tmp_path / "out", 2)
@@ -135,7 +137,7 @@ def test_a_name_that_the_hub_cannot_have_is_refused(name: str) -> None:
         ExportConfig(output="x", public=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_pushes_and_a_refused_token_ends_with_code_4(run: Path, tmp_path: Path) -> None:
     """From a shell: HF_ENDPOINT and HF_TOKEN of the environment; the token is in no output and no file."""
     command = [sys.executable, str(ROOT / "src/export.py"), f"checkpoint={run}", "push=ada/fox"]

@@ -47,6 +47,7 @@ def mean_loss(llm: LanguageModel, rows: Any) -> tuple[float, int]:
     return sum(losses) / sum(counts), sum(counts)
 
 
+@pytest.mark.slow
 def test_stories260k_says_what_was_recorded(assets: Path) -> None:
     """A real Llama: the greedy text of 200 tokens, and the loss of the first stories."""
     folder = assets / "models" / "stories260K"

@@ -140,14 +140,15 @@ def test_no_bit_changes_with_muon_in_either_format(half: torch.dtype) -> None:
     assert_equal(train(copies=True), train(copies=False))
 
 
+@pytest.mark.slow
 def test_no_bit_changes_where_only_adapters_and_the_head_learn() -> None:
     train = partial(trained, subject("llama"), torch.bfloat16, lora=True)
     assert_equal(train(copies=True), train(copies=False))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@pytest.mark.parametrize("family", ["llama", pytest.param("modern_bert", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", ["llama", "modern_bert"])
 def test_no_bit_changes_in_compiled_blocks(family: str) -> None:
     """Traced forward and back as for the C++ compiler, which is not called; each block is one graph.
 

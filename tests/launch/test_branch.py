@@ -29,6 +29,7 @@ def resolve(*words: str) -> RunPlan:
     return resolve_run(compose("train", list(words)), list(words))
 
 
+@pytest.mark.slow
 def test_a_branch_equals_an_uninterrupted_run_and_resumes(
     tiny, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_cooldown_is_a_number_of_steps_or_its_part_of_all() -> None:
     assert [cooldown_steps(each, 80) for each in (20.0, 0.2, 0.001)] == [20, 20, 1]
 
 
+@pytest.mark.slow
 def test_only_the_stable_phase_of_wsd_has_branches(tiny) -> None:
     folder = tiny.folder / "cosine"
     run(tiny.plan("model=gpt_nano", "schedule=cosine", "trainer.max_steps=4", f"paths.run_dir={folder}"))

@@ -21,6 +21,7 @@ SAVED = Path(__file__).parents[1] / "earlier_version"
 ROUNDING = 1e-6  # of float32 weights, as another processor may add in another order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "bert", "spans", "diffusion"])
 def test_a_run_of_an_earlier_version_resumes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(shutil.copytree(SAVED, tmp_path / "project"))

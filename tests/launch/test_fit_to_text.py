@@ -10,6 +10,7 @@ from pretrain.training.launch import launch
 from pretrain.training.train import run
 
 
+@pytest.mark.long
 def test_a_chosen_size_is_saved_as_numbers_that_count_on_resume(
     tiny: TinyRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -30,6 +31,7 @@ def test_a_chosen_size_is_saved_as_numbers_that_count_on_resume(
     assert settings_of(folder) == saved
 
 
+@pytest.mark.slow
 def test_epochs_read_every_row_and_resume_with_another_batch_size(
     tiny: TinyRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

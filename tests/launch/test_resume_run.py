@@ -47,6 +47,7 @@ def forget(folder: Path, *keys: str) -> None:
 SAME_WORDS = ["model=gpt_nano", "trainer=cpu", "trainer.precision=auto", "optimizer=muon", "schedule=cosine"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True], ids=["recorded", "from before words were recorded"])
 def test_the_same_command_again_resumes(tiny, old: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """What was resolved in between (a number format, a compiler, devices) is no change."""
@@ -73,6 +74,7 @@ def test_the_same_command_again_resumes(tiny, old: bool, capsys: pytest.CaptureF
     assert from_record(json.loads(json.dumps(to_record(again)))) == again
 
 
+@pytest.mark.slow
 def test_a_preset_typed_again_takes_nothing_back_that_was_typed_beside_it(tiny, once) -> None:
     folder = once("trainer=cpu", "optimizer=adamw", "optimizer.beta1=0.8", "trainer.profile_steps=0")
 
@@ -90,6 +92,7 @@ def test_a_preset_typed_again_takes_nothing_back_that_was_typed_beside_it(tiny, 
         resumed("experiment=novels_small", "data.path=x")
 
 
+@pytest.mark.long
 def test_init_from_with_resume_auto_starts_and_then_resumes(tiny, once) -> None:
     base = once("optimizer=adamw")
     words = ["model=imported", f"init_from={base}", f"paths.run_dir={tiny.folder / 'tuned'}", "resume=auto"]
@@ -117,6 +120,7 @@ def test_init_from_with_resume_auto_starts_and_then_resumes(tiny, once) -> None:
         compose("train", ["resume=a", "init_from=b"])
 
 
+@pytest.mark.slow
 def test_auto_is_the_run_saved_last_by_its_own_record(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by name, not by what a copy did to the files' times, and not by a clock that was set back meanwhile."""
     logs = tiny.folder / "logs"
@@ -151,6 +155,7 @@ def test_auto_is_the_run_saved_last_by_its_own_record(tiny, monkeypatch: pytest.
         latest_run(logs)
 
 
+@pytest.mark.long
 def test_a_run_resumes_from_any_working_folder(tiny, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its relative paths are those of where it was typed; the text may also have moved."""
     home, elsewhere = tiny.folder / "a", tiny.folder / "b"
@@ -185,6 +190,7 @@ def test_a_run_resumes_from_any_working_folder(tiny, corpus: Path, monkeypatch: 
     assert resumed().data.path == str(home / "texts" / "*.txt")
 
 
+@pytest.mark.slow
 def test_the_commands_to_type_next_are_typed_as_they_stand(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """In any folder, by the script that ran, and quoted once for the shell."""
     register_schemas("generate", GenerateConfig)

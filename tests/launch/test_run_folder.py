@@ -225,6 +225,7 @@ def test_a_damaged_report_is_made_again(run_folder: Path):
     assert finished_run(run_folder) is not None
 
 
+@pytest.mark.slow
 def test_a_start_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     """The class is looked for before the data, which is not read."""
     words = [f"paths.logs_dir={tmp_path}", "callbacks.mine.class_path=nowhere.Mine", "name=x"]

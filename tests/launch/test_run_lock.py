@@ -15,6 +15,7 @@ HOLD = "import sys, time; from pathlib import Path; from pretrain.launch.run_loc
 HOLD += "with only_run_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F12")
 def test_a_second_run_is_refused_until_the_first_has_died(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)

@@ -100,6 +100,7 @@ def test_another_rank_has_a_log_of_its_own_of_what_it_prints(tmp_path: Path):
     assert lines(tmp_path / "train.rank3.log") == ["warning: of rank 3"]
 
 
+@pytest.mark.slow
 def test_a_kill_loses_no_line(tmp_path: Path):
     code = f"""
 import os, pathlib, signal

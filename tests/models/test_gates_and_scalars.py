@@ -123,6 +123,7 @@ def test_no_architecture_of_transformers_has_them(setting: dict[str, Any]) -> No
     assert all(setting.keys() <= family.obstacles(config).keys() for family in FAMILIES)
 
 
+@pytest.mark.long
 def test_resume_is_exact_and_another_base_width_is_refused(
     tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

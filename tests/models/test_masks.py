@@ -76,6 +76,7 @@ def test_documents_in_any_order_leave_out_no_block() -> None:
     assert torch.equal(whole, pairs.all(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", WAYS)
 @torch.no_grad()
 def test_attention_is_the_same(causal: bool | None) -> None:
@@ -85,6 +86,7 @@ def test_attention_is_the_same(causal: bool | None) -> None:
     assert_close(attend(q, k, v, mask, 0.0), attend(q, k, v, AttentionMask(False, allowed), 0.0), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt", "llama", "local", "bert", "modern_bert"])
 @torch.no_grad()
 def test_models_are_the_same(family: str) -> None:
@@ -104,6 +106,7 @@ def test_who_can_use_block_masks() -> None:
     assert not can_use_block_masks(shape("llama"))  # heads of 8 channels
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_layers_are_compiled_once_for_all_batches() -> None:
     """Batches with and without documents have the same kind of mask: compiling again would take a minute."""

@@ -115,6 +115,7 @@ def logits(model: Transformer, tokens: Tensor) -> Tensor:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [AdamWConfig, MuonConfig])
 def test_steps_move_the_logits_as_far_at_every_width(kind: type[AdamWConfig]) -> None:
     """The coordinate check of Yang et al. 2022, appendix D.1: the standard one moves wide models further."""

@@ -249,6 +249,7 @@ def test_attention_equals_a_slow_formula(kv_heads: int, qk_norm: bool, causal: b
     assert_close(found[0].double(), expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @torch.no_grad()
 def test_scores_are_bounded_by_the_formula() -> None:
@@ -329,6 +330,7 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
     )
 
 
+@pytest.mark.slow
 @given(config=configs(), vocab_size=st.integers(1, 300))
 @settings(max_examples=100, deadline=None)
 def test_the_formula_for_the_size_equals_a_count(config: TransformerConfig, vocab_size: int) -> None:

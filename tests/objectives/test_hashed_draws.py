@@ -31,6 +31,7 @@ def chosen_of_row(units: list[list[int]], hashes: np.ndarray, count: int) -> lis
     return sorted(found)
 
 
+@pytest.mark.slow
 @given(
     n_rows=st.integers(1, 5),
     length=st.integers(1, 80),
@@ -61,6 +62,7 @@ def test_units_of_all_rows_are_those_of_each_row(
     assert positions.tolist() == expected
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=20), seed=st.integers(0, 2**32))
 @settings(max_examples=100, deadline=None)
 def test_the_smallest_of_each_piece_are_chosen(sizes: list[int], seed: int) -> None:

@@ -43,6 +43,7 @@ def rows(count: int) -> Rows:
     return Rows(tokens, following, positions, documents)
 
 
+@pytest.mark.slow
 @given(start=st.integers(0, 2**61), count=st.integers(1, 3000), share=st.floats(0.01, 0.99))
 @settings(max_examples=200, deadline=None)
 def test_close_to_the_share_of_any_consecutive_rows_is_masked(start: int, count: int, share: float) -> None:

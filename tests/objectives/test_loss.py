@@ -258,6 +258,7 @@ def test_a_batch_moves_as_a_whole() -> None:
     assert causal.to("cpu").target_positions is None
 
 
+@pytest.mark.slow
 def test_a_penalty_keeps_the_sum_of_the_exponentiated_logits_near_one() -> None:
     """Logits that are all moved by the same number have the same loss: the penalty alone moves them back."""
     (features, weight, bias), targets = problem(bias=True, ignored="some")

@@ -117,7 +117,7 @@ def _work(rank: int, store: Path, answers: Any) -> None:
     end_process()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_shard_of_nothing_but_padding_adds_nothing(tmp_path: Path) -> None:
     """Of two processes that share the vocabulary, the second holds rows from 64 on, and there are 37 tokens."""
     answers = multiprocessing.get_context("spawn").SimpleQueue()

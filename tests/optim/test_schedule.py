@@ -81,6 +81,7 @@ KINDS = st.sampled_from([CosineConfig, WSDConfig, LinearConfig, ConstantConfig])
 PART = st.floats(0.0, 1.0)
 
 
+@pytest.mark.slow
 @given(KINDS, st.integers(1, 300), st.integers(0, 320), PART, st.floats(0.001, 1.0))
 @example(WSDConfig, 20, 18, 0.0, 0.5)  # the warm-up reaches into the decay: it jumped from 1 to 0.2
 @example(LinearConfig, 20, 0, 0.1, 0.5)  # its last step was one short of the end

@@ -23,6 +23,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 def test_a_step_sends_what_theory_says(tmp_path):
     found = counted(CASES, tmp_path)
     units = LAYERS + 3  # the blocks, the embedding, the head, and the last norm
@@ -54,6 +55,7 @@ def test_a_step_sends_what_theory_says(tmp_path):
     assert found["context, checkpointed"] == expected["fsdp"] | keys_and_values | twice
 
 
+@pytest.mark.long
 def test_muon_sends_each_matrix_to_its_owner_and_back_at_once(tmp_path):
     """Two collectives more than AdamW, whatever the number of layers and of shapes, and one for copies."""
     names = ("fsdp", "tensor")

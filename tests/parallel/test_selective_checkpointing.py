@@ -32,7 +32,7 @@ def test_no_matmul_is_computed_twice() -> None:
     assert counted(SELECTIVE) == counted(PLAIN) < counted(CHECKPOINTED)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("matmul_library")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")

@@ -106,6 +106,7 @@ def test_every_strategy_trains_every_family_alike(families: list[str]):
         assert min(trained.losses[1:]) < trained.losses[0] - 0.01, f"{name} learned nothing"
 
 
+@pytest.mark.long
 def test_muon_trains_alike_on_split_matrices():
     one = subject("llama", MuonConfig(learning_rate=3e-3), **MUP)
     names = ["ddp x 2", "fsdp x 2", "tensor x 2", "fsdp 2 x tensor 2", "hsdp 2 x 2"]
@@ -135,7 +136,8 @@ def test_muon_trains_every_objective_alike_on_four_processes(family: str):
     assert min(found["alone"].losses) < found["alone"].losses[0] - 0.01, f"{family} learned nothing"
 
 
-@pytest.mark.parametrize("family", ["gpt", pytest.param("llama", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["gpt", "llama"])
 def test_bf16_trains_alike_within_its_rounding(family: str):
     one = subject(family, AdamWConfig(learning_rate=1e-3))
     names = ["fsdp x 2", "tensor x 2, rows split", "context x 2"]
@@ -147,6 +149,7 @@ def test_bf16_trains_alike_within_its_rounding(family: str):
     assert difference(found["alone"], found["fp32"]).loss > 1e-5, "nothing was computed in bf16"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
 def test_compiled_blocks_train_alike():
     one = subject("gpt")

@@ -36,6 +36,7 @@ def forecast_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chosen_size, "_speed", lambda config, planned, target: planned.cost.tokens_per_s)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("forecast_only")
 def test_more_time_and_more_text_make_a_larger_model(plan: Plan, target: Target) -> None:
     config = plan("size=auto")
@@ -52,6 +53,7 @@ def test_more_time_and_more_text_make_a_larger_model(plan: Plan, target: Target)
         assert (sizes[0], sizes[-1], len(set(sizes)) >= 3) == (Size.nano, Size.small, True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forecast_only")
 def test_the_chosen_run_is_optimal_within_text_and_time(plan: Plan, target: Target) -> None:
     found, lines = choose(plan("size=auto", "time=3000"), with_text(target, ENOUGH), {})
@@ -68,6 +70,7 @@ def test_the_chosen_run_is_optimal_within_text_and_time(plan: Plan, target: Targ
     assert short[3] == "  the smallest size, which more text would train better"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", ["gpt_nano", "llama_nano", "bert_nano", "modernbert_nano", "hybrid_nano", "gpt_small"]
 )
@@ -87,12 +90,14 @@ def test_every_family_has_every_size(plan: Plan, model: str) -> None:
         assert rates[0] == base.optimizer.learning_rate
 
 
+@pytest.mark.slow
 def test_under_mup_the_rate_of_a_size_is_that_of_the_base(plan: Plan) -> None:
     """The width scales it once, in the optimizer."""
     base = plan("model.parametrization=mup", "model.base_width=128")
     assert {with_shape(base, size, {}).optimizer.learning_rate for size in SHAPES} == {base.optimizer.learning_rate}
 
 
+@pytest.mark.slow
 def test_what_is_typed_stays(plan: Plan) -> None:
     typed = {"model.d_model": "256", "batch_size": "6", "optimizer.learning_rate": "0.1", "trainer.max_steps": "7"}
     found = with_shape(plan("size=small", *(f"{key}={value}" for key, value in typed.items())), Size.small, typed)
@@ -102,6 +107,7 @@ def test_what_is_typed_stays(plan: Plan) -> None:
     assert with_length(found, 10**9, typed).trainer.max_steps == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -118,6 +124,7 @@ def test_what_no_size_can_do_is_refused(words: list[str], message: str) -> None:
         compose("train", words)
 
 
+@pytest.mark.slow
 def test_without_a_typed_length_the_rule_decides(plan: Plan, target: Target) -> None:
     config = plan("data=text_files", "data.path=x", "model.context_length=256", "batch_size=8")
     assert config.trainer.max_steps is None
@@ -137,6 +144,7 @@ def test_without_a_typed_length_the_rule_decides(plan: Plan, target: Target) -> 
     assert epochs.trainer.max_steps == 3  # 20 rows of 256 tokens, 8 a step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt_nano", "bert_nano"])
 def test_a_measured_step_has_a_speed(plan: Plan, model: str) -> None:
     config = plan(f"model={model}", "model.n_layers=1", "model.d_model=16", "model.context_length=32", "batch_size=2")
@@ -147,6 +155,7 @@ def test_a_measured_step_has_a_speed(plan: Plan, model: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forecast_only")
 def test_a_plan_shows_the_same_choice(plan: Plan) -> None:
     text = answer(plan("size=mini", "time=5", "device=h100", "dry_run=false", "paths.cache_dir=/nowhere"))

@@ -23,6 +23,7 @@ from pretrain.training.config import Precision
 Plan = Callable[..., PlanConfig]
 
 
+@pytest.mark.slow
 def test_gpt2_small_without_biases_has_the_operations_counted_by_hand(plan: Plan) -> None:
     """Attention not halved for its causal mask, the embedding's look-up not counted."""
     model = plan("model=gpt_small", "model.bias=false", "model.norm_bias=false").model
@@ -31,6 +32,7 @@ def test_gpt2_small_without_biases_has_the_operations_counted_by_hand(plan: Plan
     assert 1024 * training_flops_per_token(model, 50_257) == 874_944_921_600
 
 
+@pytest.mark.slow
 def test_a_gpu_takes_its_time_at_the_stated_utilization(plan: Plan) -> None:
     config = plan("model=gpt_small", "vocab_size=50257", "batch_size=512", "trainer.max_steps=10")
     work, h100 = workload_of(config, 50_257, Precision.bf16, gpu=True), DOCUMENTED[Device.h100]
@@ -44,6 +46,7 @@ def test_a_gpu_takes_its_time_at_the_stated_utilization(plan: Plan) -> None:
     assert 1.2 < checkpointed.step_s / cost.step_s < 4 / 3
 
 
+@pytest.mark.slow
 def test_a_cpu_takes_the_time_of_matmuls_and_of_memory(plan: Plan, cpu: Hardware) -> None:
     work = workload_of(plan("model=gpt_nano"), 2048, Precision.fp32)
     cost = cost_of(work, cpu, 0.4, None, max_minutes=1.0)
@@ -51,6 +54,7 @@ def test_a_cpu_takes_the_time_of_matmuls_and_of_memory(plan: Plan, cpu: Hardware
     assert cost.steps == int(60 / cost.step_s)
 
 
+@pytest.mark.slow
 def test_a_sharded_model_copies_what_it_gathers_and_reduces(plan: Plan) -> None:
     words = ("model=gpt_nano", "trainer.accelerator=cpu", "trainer.devices=2", "batch_size=16")
     copied, sharded = (workload_of(plan(*words, f"trainer={kind}"), 2048, Precision.fp32) for kind in ("ddp", "fsdp"))
@@ -61,6 +65,7 @@ def test_a_sharded_model_copies_what_it_gathers_and_reduces(plan: Plan) -> None:
     assert bytes_moved(sharded) - bytes_moved(copied) == pytest.approx(extra - fewer_to_step)
 
 
+@pytest.mark.slow
 def test_processes_exchange_what_a_ring_passes(plan: Plan, cpu: Hardware) -> None:
     words = ["model=gpt_nano", "trainer.accelerator=cpu", "batch_size=8"]
     settings: dict[str, list[str]] = {
@@ -94,6 +99,7 @@ def test_what_processes_exchange_is_measured() -> None:
     assert 1e6 < exchanged_bytes_per_s(times=1) < 1e12
 
 
+@pytest.mark.slow
 def test_devices_divide_the_step(plan: Plan) -> None:
     words = ["model=gpt_nano", "batch_size=64", "trainer.devices=8"]
     alone, shared = (workload_of(plan(*w), 2048, Precision.bf16) for w in (words[:2], [*words, "trainer=fsdp"]))
@@ -103,6 +109,7 @@ def test_devices_divide_the_step(plan: Plan) -> None:
     assert one.tokens == eight.tokens
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_weights_and_moments(plan: Plan) -> None:
     adamw, muon = (
         workload_of(plan("model=gpt_nano", f"optimizer={kind}"), 2048, Precision.fp32) for kind in ("adamw", "muon")
@@ -122,6 +129,7 @@ def test_the_interval_between_checkpoints_loses_least() -> None:
     assert lost(best) < min(lost(0.9 * best), lost(1.1 * best))
 
 
+@pytest.mark.long
 def test_the_device_is_the_one_that_the_run_asks_for(plan: Plan) -> None:
     assert hardware_of(plan("trainer=fsdp", "trainer.devices=64", "batch_size=64")).name.startswith("H100")
     smaller = hardware_of(plan("device=a100", "memory_gib=40"))
@@ -134,6 +142,7 @@ def test_the_device_is_the_one_that_the_run_asks_for(plan: Plan) -> None:
     assert precision_of(plan("trainer.precision=fp32"), smaller) is Precision.fp32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "precision", "tera", "gib"),
     [
@@ -159,6 +168,7 @@ def test_a_gpu_has_the_numbers_of_its_data_sheet_or_those_given(
     assert hardware.reserved == (hardware.memory // 4 if "device=m" in words else 2**30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -84,7 +84,10 @@ def work_of(config: PlanConfig, precision: Precision) -> Workload:
     return workload_of(config, config.vocab_size or 2048, precision)
 
 
-@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16], ids=["fp32", "bf16"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "precision", [Precision.fp32, pytest.param(Precision.bf16, marks=pytest.mark.long)], ids=lambda each: each.name
+)
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_estimate_is_near_the_dry_run(plan: Plan, name: str, precision: Precision) -> None:
     """State is exact; peaks lay at 0.94 to 1.19 of the dry run's, with split matmuls from 0.68 on."""
@@ -98,6 +101,7 @@ def test_the_estimate_is_near_the_dry_run(plan: Plan, name: str, precision: Prec
         assert 0.94 * seen.activations < memory.activations < 1.15 * seen.activations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "llama", "checkpointing"])
 def test_a_residual_stream_in_16_bits_is_counted(plan: Plan, name: str) -> None:
     works = []
@@ -112,6 +116,7 @@ def test_a_residual_stream_in_16_bits_is_counted(plan: Plan, name: str) -> None:
     assert work_of(config, Precision.fp32).stream_bytes == 4  # auto may become it
 
 
+@pytest.mark.slow
 def test_a_residual_stream_in_16_bits_takes_less_of_a_gpu_where_norms_are_compiled(plan: Plan) -> None:
     words = ["model=llama_nano", "trainer.precision=bf16"]
     activations = [
@@ -121,7 +126,8 @@ def test_a_residual_stream_in_16_bits_takes_less_of_a_gpu_where_norms_are_compil
     assert activations[1] < 0.95 * activations[0]
 
 
-@pytest.mark.parametrize("ranks", [64, pytest.param(1024, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [64, 1024])
 def test_a_billion_parameters_on_many_devices(plan: Plan, ranks: int) -> None:
     """24 layers of 2,048 channels, in seconds and without the memory."""
     config = plan(*BILLION, f"trainer.devices={ranks}", f"batch_size={4 * ranks}")
@@ -137,6 +143,7 @@ def test_a_billion_parameters_on_many_devices(plan: Plan, ranks: int) -> None:
     assert seen.peak == pytest.approx(estimate_memory(work).peak, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [3, 7, 48])
 def test_an_uneven_shard_is_that_of_the_fullest_device(plan: Plan, ranks: int) -> None:
     config = plan("model=gpt_nano", "trainer=fsdp", "trainer.accelerator=cpu", f"trainer.devices={ranks}",
@@ -149,6 +156,7 @@ def test_an_uneven_shard_is_that_of_the_fullest_device(plan: Plan, ranks: int) -
     assert seen.optimizer == 8 * fullest + steps
 
 
+@pytest.mark.slow
 def test_muon_on_shards_of_split_matrices_is_simulated(plan: Plan) -> None:
     words = ["trainer=fsdp", "trainer.accelerator=cpu", "batch_size=8", "micro_batch_size=1", "optimizer=muon"]
     mesh = ["trainer.devices=8", "parallel.replicas=2", "parallel.tensor_parallel=2", "optimizer.row_beta2=0.9"]
@@ -158,6 +166,7 @@ def test_muon_on_shards_of_split_matrices_is_simulated(plan: Plan) -> None:
     assert seen.optimizer == pytest.approx(memory.optimizer, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["optimizer=adamw"], TWO], ids=["one", "sharded"])
 def test_an_average_of_the_weights_takes_as_much_as_they(plan: Plan, words: list[str]) -> None:
     without, averaged = (plan("model=gpt_nano", LONG_ROWS, *words, f"ema.decay={decay}") for decay in (0.0, 0.999))
@@ -170,6 +179,7 @@ def test_an_average_of_the_weights_takes_as_much_as_they(plan: Plan, words: list
     assert checkpoint_bytes(works[1]) - checkpoint_bytes(works[0]) == 4 * works[0].parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "llama untied", "gpt, large vocabulary"])
 def test_copies_of_the_weights_in_16_bits_are_counted(plan: Plan, name: str) -> None:
     """They are kept between the steps, and autocast has none to save for the backward pass."""
@@ -186,6 +196,7 @@ def test_copies_of_the_weights_in_16_bits_are_counted(plan: Plan, name: str) -> 
     assert work_of(configs[1], Precision.fp32).copied == 0
 
 
+@pytest.mark.slow
 def test_the_simulated_devices_are_gone_afterwards(plan: Plan) -> None:
     config = plan("model=gpt_nano", *TWO)
     dry_run(config.run_config(), work_of(config, Precision.fp32))
@@ -198,6 +209,7 @@ def test_buckets_of_ddp_are_counted(plan: Plan) -> None:
     assert memory.buckets == memory.gradients == memory.weights
 
 
+@pytest.mark.slow
 def test_a_gpu_keeps_less_of_a_norm_and_gathers_ahead(plan: Plan) -> None:
     config = plan("model=llama_nano", *TWO)
     here, there = (estimate_memory(workload_of(config, 2048, Precision.bf16, gpu=gpu)) for gpu in (False, True))
@@ -205,6 +217,7 @@ def test_a_gpu_keeps_less_of_a_norm_and_gathers_ahead(plan: Plan) -> None:
     assert there.gathered > here.gathered
 
 
+@pytest.mark.slow
 def test_compiled_layers_of_a_gpu_hold_no_mask(plan: Plan) -> None:
     """Whether they will be compiled is not known before a run; a long one is."""
     usual, plain, dropping = (

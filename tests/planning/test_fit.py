@@ -21,6 +21,7 @@ def on_a_device_of(mib: float, target: Target) -> Target:
     return replace(target, hardware=replace(target.hardware, memory=int(mib * 2**20 / 0.92) + 1))
 
 
+@pytest.mark.slow
 def test_the_fastest_that_fits_is_taken(plan: Plan, target: Target) -> None:
     config = plan("model=gpt_nano", "dry_run=false")
     small = on_a_device_of(100, target)
@@ -35,6 +36,7 @@ def test_the_fastest_that_fits_is_taken(plan: Plan, target: Target) -> None:
     assert not any(candidate.forecast.fits for candidate in faster)
 
 
+@pytest.mark.slow
 def test_what_fits_by_formula_is_tried_by_a_dry_run(plan: Plan, target: Target) -> None:
     found = fit(plan("model=gpt_nano"), on_a_device_of(100, target))
     assert found is not None
@@ -42,6 +44,7 @@ def test_what_fits_by_formula_is_tried_by_a_dry_run(plan: Plan, target: Target) 
     assert found.forecast.fits
 
 
+@pytest.mark.slow
 def test_sharding_is_tried_where_there_are_devices(plan: Plan, target: Target) -> None:
     config = plan("model=gpt_nano", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "dry_run=false")
     kinds = {
@@ -56,6 +59,7 @@ def test_sharding_is_tried_where_there_are_devices(plan: Plan, target: Target) -
     assert sharded is not None
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_more_devices_are_advised(plan: Plan, target: Target) -> None:
     config = plan("model=gpt_nano", "dry_run=false", "batch_size=64")
     target = replace(target, hardware=replace(target.hardware, gpu=True))  # processes on processors share one memory
@@ -67,6 +71,7 @@ def test_where_nothing_fits_more_devices_are_advised(plan: Plan, target: Target)
     assert lines[-1] == "  model.context_length=128"
 
 
+@pytest.mark.slow
 def test_dropout_makes_losses_alike_not_equal(plan: Plan, target: Target) -> None:
     config = plan("model=gpt_nano", "model.dropout=0.1", "dry_run=false")
     assert "dropout" in settings_that_fit(config, on_a_device_of(100, target))[-1]
@@ -81,6 +86,7 @@ def losses(tiny: Any, *words: str) -> list[float]:
         return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "train/loss"]
 
 
+@pytest.mark.long
 def test_settings_that_fit_run_with_the_same_losses(plan: Plan, tiny: Any) -> None:
     """The default does not fit 0.71 GiB, of which the libraries take 0.7; what is advised does, and learns the same."""
     size = ["model.d_model=128", "model.context_length=128", "model.dropout=0", "batch_size=8"]
@@ -95,6 +101,7 @@ def test_settings_that_fit_run_with_the_same_losses(plan: Plan, tiny: Any) -> No
     assert fitted == pytest.approx(usual, abs=1e-5)
 
 
+@pytest.mark.long
 def test_a_model_that_devices_split_is_fitted_as_it_is_split(plan: Plan) -> None:
     config = plan(
         "model=gpt_nano", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=4", "parallel.tensor_parallel=2",

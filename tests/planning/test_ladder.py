@@ -35,6 +35,7 @@ def settings(words: tuple[str, ...]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
+@pytest.mark.slow
 def test_a_ladder_is_every_size_with_every_length() -> None:
     config = scale("model=llama_nano", "batch_size=8", "model.context_length=64", "trainer.max_time=5")
     cells = cells_of(config, {"batch_size", "model.context_length"})
@@ -60,6 +61,7 @@ def test_a_ladder_is_every_size_with_every_length() -> None:
     assert "optimizer.learning_rate" not in settings(scaled_by_mup.words)
 
 
+@pytest.mark.slow
 def test_the_shape_for_a_budget_has_about_the_optimal_parameters() -> None:
     config = scale()
     sizes = [LadderSize(2, 64), LadderSize(3, 96), LadderSize(4, 128)]
@@ -69,6 +71,7 @@ def test_the_shape_for_a_budget_has_about_the_optimal_parameters() -> None:
         assert 24 < size.d_model / size.n_layers < 48  # as slender as the ladder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -103,6 +106,7 @@ def test_a_model_without_layers_and_width_is_refused() -> None:
     assert "transformer" in choices("model")
 
 
+@pytest.mark.slow
 def test_words_of_the_ladder_stay_out_of_its_runs(tmp_path: Path) -> None:
     words = [
         "--config-dir", "mine", "model=bert_nano", "ladder.held_out=6x192", "paths.logs_dir=elsewhere",
@@ -139,6 +143,7 @@ def whole_ladder(objective: str = "causal", loss: float = 2.4) -> Ladder:
     return Ladder(objective, runs, fit, held_out, found)
 
 
+@pytest.mark.slow
 def test_a_page_shows_the_law_and_how_far_to_trust_it() -> None:
     page = scale_page(whole_ladder(), "gpt_nano")
     assert "prediction held" in page
@@ -155,6 +160,7 @@ def test_a_page_shows_the_law_and_how_far_to_trust_it() -> None:
     assert data["constants"]["alpha"]["value"] == pytest.approx(PLANTED.alpha, abs=0.1)
 
 
+@pytest.mark.slow
 def test_runs_that_did_not_learn_are_named() -> None:
     found = whole_ladder()
     assert "stood still" not in in_words(found)
@@ -178,6 +184,7 @@ def test_runs_that_did_not_learn_are_named() -> None:
     assert "note: alpha is 1.4, and published laws have about 0.3: the smallest models may hardly have begun" in words
 
 
+@pytest.mark.slow
 def test_a_list_of_jobs_without_any_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +197,7 @@ def test_a_list_of_jobs_without_any_is_refused(
     assert "hydra.sweeper.jobs is empty. Try hydra.sweeper.jobs=" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_recommended_run_is_a_preset_on_top_of_the_typed_experiment() -> None:
     from pretrain.commands.scale import _experiment
 

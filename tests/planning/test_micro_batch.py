@@ -35,6 +35,7 @@ def gpu(mib: float) -> Target:
     return Target(Hardware("a GPU", 1e12, 1e12, int(mib * 2**20), gpu=True), Precision.fp32, vocab_size=2048, data=None)
 
 
+@pytest.mark.long
 def test_the_largest_micro_batch_that_fits_is_chosen(plan: Plan) -> None:
     config, chosen = plan(*WORDS), []
     for mib in (80, 160, 100_000):
@@ -53,17 +54,20 @@ def test_the_largest_micro_batch_that_fits_is_chosen(plan: Plan) -> None:
     assert chosen[-1] == 24
 
 
+@pytest.mark.slow
 def test_a_batch_that_grows_is_shared_by_its_micro_batches(plan: Plan) -> None:
     words = ("batch_warmup_rows=3", "batch_warmup_tokens=100000", "dry_run=false")
     found, _ = largest_micro_batch(plan(*WORDS, *words), gpu(100))
     assert 3 % found.accumulation_steps() == 0
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_gpu_says_what_a_run_would_choose(plan: Plan) -> None:
     found = answer(plan(*WORDS, "device=h100", "dry_run=false", "vocab_size=2048"))
     assert found.startswith("micro_batch_size=24 of auto: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "on", "message"),
     [
@@ -78,12 +82,14 @@ def test_what_cannot_be_chosen_is_refused(plan: Plan, words: tuple[str, ...], on
         largest_micro_batch(plan(*WORDS, *words), on)
 
 
+@pytest.mark.slow
 def test_a_word_that_is_no_number_is_refused() -> None:
     register_schemas("train", RunConfig)
     with pytest.raises(ConfigError, match=r"micro_batch_size=most is neither .* auto\. Try micro_batch_size=8\."):
         compose("train", ["batch_size=8", "micro_batch_size=most"])
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_number_that_was_chosen_on_a_gpu(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resume has no GPU here, and would be refused if it chose anew."""
     memory = SimpleNamespace(total_memory=80 * GIB)
@@ -103,6 +109,7 @@ def test_a_run_keeps_the_number_that_was_chosen_on_a_gpu(tiny, monkeypatch: pyte
     assert again.config.micro_batch_size == saved
 
 
+@pytest.mark.slow
 def test_a_run_on_a_processor_is_refused(tiny) -> None:
     words = [*tiny.words, "micro_batch_size=auto"]
     with pytest.raises(ConfigError, match="by the memory of a GPU, and the device is cpu"):

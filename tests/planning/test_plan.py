@@ -22,6 +22,7 @@ from pretrain.training.config import Precision
 Plan = Callable[..., PlanConfig]
 
 
+@pytest.mark.slow
 def test_a_plan_for_64_gpus_needs_none(plan: Plan) -> None:
     text = answer(
         plan("model=gpt_small", "vocab_size=50257", "trainer=fsdp", "trainer.devices=8", "trainer.num_nodes=8",
@@ -33,6 +34,7 @@ def test_a_plan_for_64_gpus_needs_none(plan: Plan) -> None:
         assert part in text
 
 
+@pytest.mark.slow
 def test_a_plan_by_the_clock_without_a_device_of_known_pace(plan: Plan, tmp_path: Path) -> None:
     words = ["device=a100", "trainer.max_steps=-1", "trainer.max_time=10", "dry_run=false", "data=text_files"]
     text = answer(plan(*words, f"data.path={tmp_path}"))
@@ -40,6 +42,7 @@ def test_a_plan_by_the_clock_without_a_device_of_known_pace(plan: Plan, tmp_path
     assert "price_per_hour=..." in text
 
 
+@pytest.mark.slow
 def test_each_stage_is_planned_and_the_largest_one_decides(plan: Plan) -> None:
     words = ["model=llama_nano", "vocab_size=2048", "device=h100", "dry_run=false", "paths.cache_dir=/nowhere"]
     stages = ["trainer.max_steps=100", "stages.short.until_steps=60", "stages.long.until_steps=90",
@@ -53,6 +56,7 @@ def test_each_stage_is_planned_and_the_largest_one_decides(plan: Plan) -> None:
     assert "Below: stage long, which needs the most memory" in text
 
 
+@pytest.mark.slow
 def test_a_plan_is_a_page_as_well(plan: Plan, tmp_path: Path) -> None:
     config = plan("model=gpt_small", "vocab_size=50257", "device=h100", "price_per_hour=2", "dry_run=false",
                   "paths.cache_dir=/nowhere", "name='<script>'")  # fmt: skip
@@ -78,6 +82,7 @@ def test_a_plan_is_a_page_as_well(plan: Plan, tmp_path: Path) -> None:
         plan("report=a.html", "run=b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -100,6 +105,7 @@ class Runes(TokenizerConfig):
     trains = True
 
 
+@pytest.mark.slow
 def test_what_must_be_known_is_asked_for(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer.devices=-1 means all GPUs.*Try trainer.devices=8"):
         answer(plan("trainer=fsdp", f"paths.cache_dir={tmp_path}"))
@@ -116,6 +122,7 @@ def test_what_must_be_known_is_asked_for(plan: Plan, tmp_path: Path) -> None:
     assert plan("tokenizer.vocab_size=512").tokenizer.largest_vocabulary() == 512
 
 
+@pytest.mark.slow
 def test_prepared_data_is_known_and_none_is_prepared(tiny: Any, plan: Plan, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for words in ([], ["tokenizer=bpe", "tokenizer.vocab_size=300"]):
@@ -133,6 +140,7 @@ def test_prepared_data_is_known_and_none_is_prepared(tiny: Any, plan: Plan, tmp_
     assert "repeated tokens add little" in text
 
 
+@pytest.mark.slow
 def test_a_stream_has_no_size_and_the_hub_is_not_asked(tiny: Any, plan: Plan, tmp_path: Path) -> None:
     config = plan(*tiny.words, "data.mode=stream", "data.era_tokens=1024")
     assert find_data(config) is None
@@ -144,6 +152,7 @@ def test_a_stream_has_no_size_and_the_hub_is_not_asked(tiny: Any, plan: Plan, tm
     assert find_data(plan("data=text_files", f"data.path={tmp_path / 'missing'}")) is None
 
 
+@pytest.mark.long
 def test_a_finished_run_is_compared_with_its_forecast(tiny: Any, plan: Plan) -> None:
     from pretrain.training.train import run
 

@@ -23,6 +23,7 @@ def test_without_noise_the_constants_are_the_planted_ones() -> None:
     assert (law.of_parameters, law.of_tokens) == pytest.approx((60.0, 300.0), rel=2e-2)
 
 
+@pytest.mark.slow
 def test_planted_constants_and_a_larger_run_lie_in_the_intervals() -> None:
     """Of 12 noisy ladders nine in ten intervals are to hold the truth; a fit that knows nothing would be wider."""
     held, predicted, widths = [], [], []

@@ -181,6 +181,7 @@ def test_words_without_a_key_are_the_runs() -> None:
     assert as_list(["logs/a"], "") == ["logs/a"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_and_data(
     sides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

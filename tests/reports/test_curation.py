@@ -63,6 +63,7 @@ def decisions(corpus: Path) -> list[dict[str, Any]]:
     return [row for path in sorted((corpus / "decisions").iterdir()) for row in pq.read_table(path).to_pylist()]
 
 
+@pytest.mark.slow
 def test_the_report_says_what_the_manifest_says(corpus: Path) -> None:
     page = corpus_page(corpus)
     assert page == corpus_page(corpus)  # equal corpora have equal reports
@@ -83,6 +84,7 @@ def test_the_report_says_what_the_manifest_says(corpus: Path) -> None:
     assert "Rules: none for book; thresholds of their own for web." in page
 
 
+@pytest.mark.slow
 def test_hostile_texts_stay_texts(corpus: Path) -> None:
     page = corpus_page(corpus)
     assert "<script" not in page
@@ -144,6 +146,7 @@ def test_explain_lists_the_rules_that_removed_something(corpus: Path, capsys: py
         ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_where_no_document_was_removed_no_rule_is_proposed(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("A text.")
     register_schemas("curate", CurateConfig)
@@ -157,6 +160,7 @@ def test_where_no_document_was_removed_no_rule_is_proposed(tmp_path: Path) -> No
         explain_id(tmp_path / "corpus", "zz")
 
 
+@pytest.mark.slow
 def test_the_preset_of_rules_is_found_by_its_thresholds() -> None:
     register_schemas("curate", CurateConfig)
     for preset in ("gopher", "prose", "web_english", "none"):
@@ -200,6 +204,7 @@ def test_mistakes_are_explained(corpus: Path, tmp_path: Path) -> None:
         write_corpus_report(corpus, tmp_path / "missing" / "report.html")
 
 
+@pytest.mark.slow
 def test_report_writes_that_of_a_corpus(corpus: Path, tmp_path: Path) -> None:
     path = write_report(corpus, tmp_path / "report.html")
     assert path.read_text() == corpus_page(corpus)
@@ -243,6 +248,7 @@ def test_every_rule_has_a_setting_that_says_what_it_counts() -> None:
     assert all(found.values())
 
 
+@pytest.mark.slow
 def test_a_plan_knows_how_large_the_corpus_is(corpus: Path) -> None:
     register_schemas("plan", PlanConfig)
     words = ["data=curated", f"data.path={corpus}", "device=h100", "dry_run=false", "data.validation_fraction=0.5"]

@@ -37,6 +37,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_explain_marks_where_they_differ(corpus: Path) -> None:
     (found,) = explain_rule(corpus, "near")
     lines = lines_of(found, 600, all_rules=False)

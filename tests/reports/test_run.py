@@ -95,6 +95,7 @@ def leave_run(folder: Path, config: Any, text: str = "words", steps: int = 12, e
         append_sample(folder, Sample(step, "samples", f"The {text} at {step}"))
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_with_all_that_it_left(tiny: TinyRun, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     leave_run(folder, tiny.config())
@@ -116,6 +117,7 @@ def test_a_run_is_shown_with_all_that_it_left(tiny: TinyRun, tmp_path: Path) -> 
     assert path.read_text(encoding="utf8") == text
 
 
+@pytest.mark.slow
 def test_texts_of_others_are_shown_as_text(tiny: TinyRun, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     leave_run(folder, tiny.config(), HOSTILE)
@@ -144,6 +146,7 @@ def test_a_browser_runs_nothing(tiny: TinyRun, tmp_path: Path) -> None:
     assert "<img" not in found.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_or_left_little(tiny: TinyRun, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     leave_run(folder, tiny.config(), end=None)
@@ -157,6 +160,7 @@ def test_a_run_that_was_killed_or_left_little(tiny: TinyRun, tmp_path: Path) -> 
     assert "There are no curves" in write_report(folder).read_text()
 
 
+@pytest.mark.slow
 def test_what_is_no_run_or_is_damaged_is_refused(tiny: TinyRun, tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"path=.*/empty holds no run and no corpus: .* Try path=logs/gpt_nano/<time>"
@@ -173,6 +177,7 @@ def test_what_is_no_run_or_is_damaged_is_refused(tiny: TinyRun, tmp_path: Path) 
         (folder / name).unlink()
 
 
+@pytest.mark.long
 def test_it_is_written_by_a_process_without_torch_that_cannot_fail_the_run(
     tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +211,7 @@ def test_a_run_of_a_million_steps_stays_small(tiny: TinyRun, tmp_path: Path) -> 
     assert time.monotonic() - start < 60
 
 
+@pytest.mark.slow
 def test_settings_are_compared_with_the_presets(tiny: TinyRun) -> None:
     saved = to_dict(tiny.config("model=llama_nano", "model.n_layers=3"))
     found = compare(saved, ["model=llama_nano", "model.n_layers=3"])
@@ -225,6 +231,7 @@ def test_settings_are_compared_with_the_presets(tiny: TinyRun) -> None:
     assert about("loggers.mine.nothing", saved) == about("model.nothing", saved) == about("no.such", saved) == ""
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_table_with_the_best_run_first(tiny: TinyRun, tmp_path: Path) -> None:
     losses = {"a": 8.5, "b": 7.5, "c": 8.0}
     for name, loss in losses.items():
@@ -251,7 +258,7 @@ def test_a_sweep_is_a_table_with_the_best_run_first(tiny: TinyRun, tmp_path: Pat
     assert "3 of 3" in page.text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_leaves_its_report_through_a_resume(tiny: TinyRun, capfd: pytest.CaptureFixture[str]) -> None:
     from pretrain.training import train as training
 

@@ -26,11 +26,12 @@ def call(*words: str, script: str = "train", cwd: Path) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "number", "code"),
     [
         pytest.param("gpt_nano", signal.SIGINT, 130, id="causal"),
-        pytest.param("bert_nano", signal.SIGTERM, 143, id="masked", marks=pytest.mark.long),
+        pytest.param("bert_nano", signal.SIGTERM, 143, id="masked"),
     ],
 )
 @pytest.mark.fault("F06")
@@ -151,6 +152,7 @@ def hparams_page(logs: Path) -> list[str]:
     return []
 
 
+@pytest.mark.long
 @pytest.mark.fault("F17")
 def test_a_sweep_does_what_it_can_and_later_only_what_is_missing(tmp_path: Path, corpus: Path):
     words = ["-m", "data=text_files", f"data.path={corpus}", "tokenizer=bytes", "model.n_layers=1", "model.d_model=16"]
@@ -239,9 +241,8 @@ MASKED_SHAPES = {
 }
 
 
-@pytest.mark.parametrize(
-    "architecture", [pytest.param(name, marks=[pytest.mark.long] * ("Modern" in name)) for name in MASKED_SHAPES]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", MASKED_SHAPES)
 def test_an_exported_masked_model_fills_alike_in_a_process_without_us(tmp_path: Path, corpus: Path, architecture: str):
     """Trained, exported, and asked by transformers' own pipeline: the same tokens, as likely, in the same order."""
     from pretrain import LanguageModel

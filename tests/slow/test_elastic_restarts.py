@@ -63,8 +63,9 @@ def test_a_loss_that_is_no_number_on_one_of_two_is_skipped_by_both(job: Job, mon
     assert all(tensor.isfinite().all() for part in ("model", "optimizer") for tensor in saved.tensors(part).values())
 
 
+@pytest.mark.long
 @pytest.mark.fault("F08")
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_gradient_that_overflows_on_one_of_two_lowers_the_scale_of_both(
     job: Job, strategy: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -110,6 +111,7 @@ def test_a_process_that_hangs_is_given_up(job: Job):
     assert open_checkpoint(job.folder / "hung").step >= 15
 
 
+@pytest.mark.long
 @pytest.mark.fault("F16")
 def test_a_process_that_never_joins_and_a_port_in_use_are_told(job: Job):
     with socket.socket() as taken:

@@ -41,6 +41,7 @@ def the_folder(job: Job, logs: str, *processes: subprocess.Popen[str]) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_torchrun_on_one_and_two_machines_gives_the_same_run(job: Job):
     alone = job.run("alone", "trainer=fsdp", *TWO)
     one = the_folder(job, "one", torchrun(job, "--nproc-per-node", "2", logs="one"))

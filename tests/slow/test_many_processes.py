@@ -105,6 +105,7 @@ def test_two_processes_train_as_one_and_their_checkpoints_go_everywhere(
         assert_same_weights(folder, single, 1e-4, "ema")
 
 
+@pytest.mark.long
 def test_a_mixture_on_two_processes_is_read_and_scored_as_on_one(job: Job, corpus: Path):
     numbers = job.folder / "numbers.txt"
     numbers.write_text("|".join(str(7**power) for power in range(3, 200)))
@@ -123,6 +124,7 @@ def test_a_mixture_on_two_processes_is_read_and_scored_as_on_one(job: Job, corpu
     assert figures[1] == pytest.approx(figures[0], abs=1e-3)
 
 
+@pytest.mark.long
 def test_activation_checkpointing_and_compilation_change_nothing(job: Job):
     plain = job.run("plain")
     checkpointed = job.run("checkpointed", "parallel.activation_checkpointing=true", "trainer=fsdp", *TWO)
@@ -160,6 +162,7 @@ def test_a_signal_to_one_process_saves_all_and_resumes_exactly(job: Job, strateg
     assert open_checkpoint(cut).step == 60
 
 
+@pytest.mark.long
 @pytest.mark.fault("F06")
 def test_a_signal_to_all_of_the_group_before_the_first_step_is_no_loss(job: Job):
     process = job.start("early", "trainer=fsdp", *TWO, group=True, fork=False)
@@ -187,6 +190,7 @@ def test_a_lost_process_ends_the_others_and_says_so(job: Job):
     assert not any(worker.is_running() for worker in workers)
 
 
+@pytest.mark.long
 def test_an_update_of_copies_and_shards_is_that_of_one_process():
     found = forked_process.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
@@ -199,6 +203,7 @@ def test_an_update_of_copies_and_shards_is_that_of_one_process():
     assert all(float(line[2]) > 0.01 and float(line[4]) < 1e-6 for line in lines)
 
 
+@pytest.mark.long
 def test_processes_agree_on_when_time_is_up(job: Job):
     words = ["trainer=ddp", *TWO, "trainer.max_steps=-1", "trainer.max_time=0.1", "trainer.val_check_interval=20"]
     folder = job.run("timed", *words, "schedule=linear", "schedule.warmup_steps=2")
@@ -207,6 +212,7 @@ def test_processes_agree_on_when_time_is_up(job: Job):
     assert saved.progress["seconds"] == pytest.approx(6.0, abs=1.0)
 
 
+@pytest.mark.long
 @pytest.mark.fault("F07")
 def test_a_lost_process_brings_the_job_back_by_itself(job: Job):
     """Killed between two checkpoints, started again by the launcher, bit for bit as if nothing had happened."""
@@ -221,6 +227,7 @@ def test_a_lost_process_brings_the_job_back_by_itself(job: Job):
     assert files(job.folder / "back") == files(job.run("whole", *words))
 
 
+@pytest.mark.long
 def test_sharding_without_a_gpu_names_what_works_here(job: Job):
     found = forked_process.run(job.command("trainer=fsdp"), cwd=job.folder, capture_output=True, text=True, check=False)
     assert found.returncode == 2

@@ -30,15 +30,15 @@ main("train", RunConfig, launch)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "words"),
     [
         pytest.param(BY_NAME, ["plugins=[my_model]"], id="by name"),
-        pytest.param(BY_SCRIPT, [], id="by a script", marks=pytest.mark.long),
+        pytest.param(BY_SCRIPT, [], id="by a script"),
     ],
 )
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_every_process_of_a_run_has_the_plugin(
     tmp_path: Path, corpus: Path, script: str, words: list[str], strategy: str
 ) -> None:

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 SHARDED = ["trainer=fsdp", *TWO, "schedule=constant", "model.dropout=0.1", "name=a"]
 
 
+@pytest.mark.long
 def test_two_processes_go_from_the_storage_to_other_folders_and_back_bit_for_bit(job: Job) -> None:
     bucket = job.folder / "bucket"
     here = f"storage.url=file://{bucket}"

@@ -116,6 +116,7 @@ def make_and_kill(text: Path, folder: Path, cwd: Path, draw: random.Random) -> i
     return kills
 
 
+@pytest.mark.long
 def test_a_stream_of_killed_processes_is_the_same_to_the_byte(text: Path, whole: Path, tmp_path: Path):
     expected = stream_in(whole)
     assert len(Ledger(expected).eras) > 40
@@ -155,6 +156,7 @@ def run_until(step: int, words: list[str], cwd: Path) -> str:
     return "".join(said)
 
 
+@pytest.mark.long
 def test_a_run_killed_twice_while_reading_equals_the_uninterrupted_one(
     text: Path, whole: Path, tmp_path: Path, hold_lock
 ):
@@ -197,6 +199,7 @@ def test_two_processes_see_the_rows_of_one(text: Path, whole: Path, tmp_path: Pa
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.long
 def test_a_signal_to_two_processes_that_wait_for_text_saves_on_both(text: Path, tmp_path: Path, hold_lock):
     words = [*STREAM, f"data.path={text}", *TINY, "trainer.max_steps=30", "checkpoint.every_n_steps=100"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -226,6 +229,7 @@ def test_a_signal_to_two_processes_that_wait_for_text_saves_on_both(text: Path, 
         assert (one.folder / f"{part}.safetensors").read_bytes() == (other.folder / f"{part}.safetensors").read_bytes()
 
 
+@pytest.mark.long
 def test_a_corpus_that_is_broken_further_on_ends_the_run_with_its_message(text: Path, tmp_path: Path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -242,6 +246,7 @@ def test_a_corpus_that_is_broken_further_on_ends_the_run_with_its_message(text: 
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
+@pytest.mark.long
 def test_a_run_whose_reader_is_killed_ends_at_once_and_goes_on_when_asked(text: Path, tmp_path: Path, hold_lock):
     words = command("train", *STREAM, f"data.path={text}", *TINY, "trainer.max_steps=30", "paths.run_dir=run")
     with forked_process.popen(
@@ -268,6 +273,7 @@ def test_a_run_whose_reader_is_killed_ends_at_once_and_goes_on_when_asked(text: 
     assert "resuming run at step 6" in again.stdout
 
 
+@pytest.mark.long
 def test_a_script_of_ones_own_needs_no_guard_against_being_imported_anew(text: Path, tmp_path: Path):
     script = tmp_path / "mine.py"
     script.write_text(
@@ -285,6 +291,7 @@ def test_a_script_of_ones_own_needs_no_guard_against_being_imported_anew(text: P
     assert len(list((tmp_path / "logs" / "gpt_nano").iterdir())) == 1
 
 
+@pytest.mark.long
 def test_a_streamed_run_is_scored_on_its_validation_documents(whole: Path):
     scored = call("eval", "checkpoint=run", "output=scores.json", cwd=whole)
     assert scored.returncode == 0, scored.stderr

@@ -7,8 +7,8 @@ import pytest
 from job import TWO, Job
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_warm_step_of_two_processes_waits_nowhere(job: Job, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tests, before = str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [tests, before])))

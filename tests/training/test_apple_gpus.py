@@ -58,6 +58,7 @@ def test_a_shared_run_takes_the_processor_or_is_refused() -> None:
         choose_device(TrainerConfig(accelerator="gpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mac")
 def test_blocks_are_not_compiled() -> None:
     register_schemas("train", RunConfig)
@@ -82,6 +83,7 @@ def test_a_run_of_a_mac_goes_on_where_there_is_none(monkeypatch: pytest.MonkeyPa
     set_random_state(random_state(torch.device("cpu")) | {"mps": torch.zeros(44, dtype=torch.uint8)})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mac")
 def test_a_plan_measures_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     register_schemas("plan", PlanConfig)

@@ -49,6 +49,7 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_a_cpu_compiles_only_when_asked(gradients: list[torch.Tensor]) -> None:
     for words in (LONG, (*LONG, "parallel.compile=false")):
         config = settings(*words)
@@ -63,6 +64,7 @@ def test_a_cpu_compiles_only_when_asked(gradients: list[torch.Tensor]) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "why"), [("fp32", "auto becomes fp32"), ("fp16", "fp16 has no number above")])
 def test_a_residual_stream_in_16_bits_is_one_of_bf16(precision: str, why: str) -> None:
     message = rf"half_residual_stream=true .*is fp(32|16): {why}.*Try trainer\.precision=bf16"
@@ -77,6 +79,7 @@ def test_a_residual_stream_in_16_bits_is_refused_where_auto_is_fp32(monkeypatch:
         resolve_precision(config, CPU)
 
 
+@pytest.mark.slow
 def test_a_block_is_tried_with_the_residual_stream_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[TrialBlock] = []
 
@@ -92,6 +95,7 @@ def test_a_block_is_tried_with_the_residual_stream_of_the_run(monkeypatch: pytes
         assert tried[-1].model.embeddings.stream.half_stream is stream
 
 
+@pytest.mark.slow
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     config = settings(*LONG)
@@ -140,6 +144,7 @@ def test_flags_against_wrong_code_of_the_compiler(monkeypatch: pytest.MonkeyPatc
             assert config.cpp.march == after
 
 
+@pytest.mark.slow
 def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     monkeypatch.setattr(auto_settings, "peak_flops_per_s", lambda *_: (1e15, "documented"))
@@ -163,6 +168,7 @@ def test_the_startup_summary_mentions_the_wait_for_the_compiler(compiled: bool) 
     assert summary.endswith("the first validation wait for the compiler, up to a few minutes") is compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lacks", ["Triton", "a compiler"])
 def test_a_gpu_without_a_compiler(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
@@ -175,7 +181,7 @@ def test_a_gpu_without_a_compiler(lacks: str, monkeypatch: pytest.MonkeyPatch) -
         resolve_compile(settings("parallel.compile=true"), gpu)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
 def test_a_compiled_block_really_has_the_same_gradient() -> None:
@@ -203,6 +209,7 @@ def test_offloading_needs_a_gpu_to_offload_from() -> None:
         build_strategy(config, choose_device(config.trainer))
 
 
+@pytest.mark.slow
 def test_gradients_of_ddp_are_views_of_its_buckets() -> None:
     config = settings("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     strategy = build_strategy(config, choose_device(config.trainer))

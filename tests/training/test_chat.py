@@ -43,6 +43,7 @@ def base(tiny) -> Path:
     return Path(run(tiny.plan("model=gpt_nano", *shape)).folder)
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_converse(tiny, base, tmp_path):
     words = tune(tiny, "chat", base, f"data.path={dialogs(tmp_path / 'dialogs.jsonl')}", "trainer.max_steps=150")
     report = run(tiny.plan(*words, "optimizer.learning_rate=0.01", "checkpoint.every_n_steps=150", "batch_size=8"))
@@ -66,6 +67,7 @@ def test_a_model_learns_to_converse(tiny, base, tmp_path):
 PAIR = {"messages": pair("a", "b")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "template", "message"),
     [
@@ -94,6 +96,7 @@ def test_wrong_templates_and_messages(tiny, tmp_path, line, template, message):
         prepare(config.data, config.tokenizer, tmp_path / "cache", report=lambda line: None)
 
 
+@pytest.mark.slow
 def test_other_wrong_settings(tiny, tmp_path):
     tiny.words = [word for word in tiny.words if not word.startswith("data")]
     path = dialogs(tmp_path / "chat.jsonl", 3)
@@ -108,6 +111,7 @@ def test_other_wrong_settings(tiny, tmp_path):
         tiny.config("data=chat", "model=bert_nano", f"data.path={path}", "objective=masked")
 
 
+@pytest.mark.slow
 def test_a_conversation_that_is_cut_has_its_first_targets(tiny, tmp_path):
     """And a store is refused whose targets were changed."""
     tiny.words = [word for word in tiny.words if not word.startswith("data")]
@@ -128,6 +132,7 @@ def test_a_conversation_that_is_cut_has_its_first_targets(tiny, tmp_path):
         prepare(config.data, config.tokenizer, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_published_templates_give_the_ids_of_transformers(assets):
     """SmolLM2's: a system turn of its own, special tokens at the ends; the spelling of one in a message is text."""
     from transformers import AutoTokenizer

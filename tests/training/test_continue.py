@@ -59,6 +59,7 @@ def change(report: Report, source: str) -> float:
     return report.validation[key] - report.first_validation[key]
 
 
+@pytest.mark.long
 def test_the_domain_is_learned_and_replay_keeps_the_stories(words: list[str]):
     def trained(*more: str) -> Report:
         typed = [*words, *SHORT, *more]
@@ -73,6 +74,7 @@ def test_the_domain_is_learned_and_replay_keeps_the_stories(words: list[str]):
     assert "    domain           " in str(replayed).split("since the start")[1]
 
 
+@pytest.mark.slow
 def test_the_preset_needs_two_paths_and_takes_overrides(words: list[str]):
     config: RunConfig = compose("train", words)
     sources = config.data.sources

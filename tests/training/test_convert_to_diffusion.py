@@ -59,7 +59,7 @@ def test_a_mask_token_is_added_or_chosen() -> None:
             bare.with_mask(token)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_causal_model_becomes_a_diffusion_that_responds(tiny: Any, base: Path, tmp_path: Path, capsys: Any) -> None:
     report = run(tiny.plan(*converting(tiny, base)))
     printed = "".join(capsys.readouterr())
@@ -128,6 +128,7 @@ def test_a_masked_model_becomes_a_diffusion_and_goes_back(name: str, family: Any
     assert any(not torch.equal(parameter, before[key]) for key, parameter in trained.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_base_without_a_mask_token_says_what_to_type(tiny: Any, base: Path) -> None:
     words = converting(tiny, base, "tokenizer.mask_token=null")
     with pytest.raises(ConfigError, match=r"tokenizer\.mask_token='\[MASK\]', which adds one to a pretrained tok"):

@@ -18,6 +18,7 @@ ALL = ["objective.complementary=true", "objective.random_length_rows=0.5", "obje
 BOUNDS = {"val/loss", "val/loss_bound", "val/perplexity_bound", "val/bits_per_byte_bound", "val/accuracy"}
 
 
+@pytest.mark.long
 def test_a_diffusion_run_is_scored_by_its_bound(tiny, capsys):
     words = ["trainer.max_steps=40", "trainer.val_check_interval=40", "trainer.enable_progress_bar=true"]
     report = run(tiny.plan(*DIFFUSION, *words))
@@ -51,6 +52,7 @@ def test_a_diffusion_run_is_scored_by_its_bound(tiny, capsys):
     assert found["targets"] == sum(report.validation_targets.values())
 
 
+@pytest.mark.slow
 def test_an_interrupted_diffusion_resumed_is_bitwise_the_uninterrupted_one(tiny, monkeypatch):
     """With all that training draws: pairs of masks, borders, and a floor of the hidden share."""
     whole = run(tiny.plan(*DIFFUSION, *ALL, f"paths.run_dir={tiny.folder / 'whole'}"))
@@ -66,6 +68,7 @@ def test_an_interrupted_diffusion_resumed_is_bitwise_the_uninterrupted_one(tiny,
     assert whole.tokens_seen == resumed.tokens_seen == 12 * 4 * 32  # each token once, though two passes read it
 
 
+@pytest.mark.slow
 def test_hybrid_rows_of_a_diffusion_are_scored_apart(tiny):
     report = run(tiny.plan("model=hybrid_nano", "objective.bidirectional=diffusion", "trainer.max_steps=4"))
     figures = report.validation
@@ -77,6 +80,7 @@ def test_hybrid_rows_of_a_diffusion_are_scored_apart(tiny):
     assert figures["val/bits_per_byte"] == figures["val/causal/bits_per_byte"]  # exact ones alone
 
 
+@pytest.mark.slow
 def test_a_diffusion_may_learn_responses(tiny):
     """Prompts are never hidden: see `test_what_counts_are_the_targets_of_the_causal_objective`."""
     assert tiny.config("data=pairs", "data.path=x", "model=diffusion_nano").objective.denoises

@@ -69,6 +69,7 @@ def test_rows_are_named_in_their_order():
     assert named(str(row) for row in range(23)).endswith("18, 19 and 3 more")
 
 
+@pytest.mark.long
 @pytest.mark.fault("F08")
 def test_a_run_rewinds_excludes_the_outliers_and_trains_on(poisoned, capsys):
     report = train(poisoned.plan("divergence.on_spike=rewind"))
@@ -90,7 +91,7 @@ def test_a_run_rewinds_excludes_the_outliers_and_trains_on(poisoned, capsys):
     assert max(float.fromhex(line["loss"]) for line in lines[100:]) < 1.5  # nothing of the noise is read any more
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.fault("F08")
 def test_a_resume_excludes_the_same_rows_and_ends_alike(poisoned, monkeypatch):
     whole = train(poisoned.plan("divergence.on_spike=rewind"))
@@ -116,6 +117,7 @@ def test_a_resume_excludes_the_same_rows_and_ends_alike(poisoned, monkeypatch):
     assert read_lines(Path(whole.folder) / "ledger.jsonl") == read_lines(Path(cut.folder) / "ledger.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F08")
 def test_a_spike_is_skipped_where_that_is_asked_for(poisoned):
     report = train(poisoned.plan("divergence.on_spike=skip"))
@@ -124,6 +126,7 @@ def test_a_spike_is_skipped_where_that_is_asked_for(poisoned):
     assert not report.excluded
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F08")
 def test_a_spike_ends_the_run_where_that_is_asked_for(poisoned):
     with pytest.raises(
@@ -133,6 +136,7 @@ def test_a_spike_ends_the_run_where_that_is_asked_for(poisoned):
     assert e.value.exit_code == 5
 
 
+@pytest.mark.slow
 def test_a_run_that_always_goes_back_ends(poisoned):
     with pytest.raises(
         DivergenceError, match=r"has gone back 1 times, and now the loss of .*divergence\.max_rewinds=2"
@@ -140,7 +144,7 @@ def test_a_run_that_always_goes_back_ends(poisoned):
         train(poisoned.plan("divergence.on_spike=rewind", "divergence.max_rewinds=1"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_before_the_first_checkpoint_a_run_goes_back_to_its_start(poisoned, capsys):
     report = train(poisoned.plan("divergence.on_spike=rewind", "checkpoint.every_n_steps=1000"))
     assert "rewinding to the start" in capsys.readouterr().out

@@ -29,6 +29,7 @@ def related(path: Path, count: int = 120) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_base_learns_to_embed_and_resumes_exactly(tiny, tmp_path):
     data = related(tmp_path / "related.jsonl")
     base = run(tiny.plan("model=bert_nano", "model.context_length=64", "model.dropout=0.1")).folder
@@ -58,6 +59,7 @@ def test_a_base_learns_to_embed_and_resumes_exactly(tiny, tmp_path):
         score(EvalConfig(), whole.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

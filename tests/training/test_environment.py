@@ -63,6 +63,7 @@ def test_secrets_of_a_command_line_are_masked(monkeypatch: pytest.MonkeyPatch):
     )
 
 
+@pytest.mark.slow
 def test_a_run_records_its_start_and_no_secret(tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)

@@ -126,6 +126,7 @@ def shared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "killed"), [("validating", True), ("scoring", True), *((work, False) for work in WORK)]
 )

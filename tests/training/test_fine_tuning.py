@@ -80,6 +80,7 @@ def respond_reads(llm: LanguageModel, prompt: str) -> list[int]:
     return rows[0]
 
 
+@pytest.mark.slow
 def test_a_base_learns_to_answer(tiny, base, tmp_path):
     words = tune(tiny, "instruct", base, f"data.path={pairs(tmp_path)}", "trainer.max_steps=120")
     report = run(tiny.plan(*words, "optimizer.learning_rate=0.01", "checkpoint.every_n_steps=120"))
@@ -97,6 +98,7 @@ def test_a_base_learns_to_answer(tiny, base, tmp_path):
         llm.classify("x")
 
 
+@pytest.mark.slow
 def test_the_loss_is_of_the_responses_alone(tiny, base, tmp_path):
     """Against a loss worked out by hand from the base's own probabilities, one pair at a time."""
     words = tune(tiny, "instruct", base, f"data.path={pairs(tmp_path)}", "trainer.max_steps=1", "model.dropout=0.0")
@@ -116,6 +118,7 @@ def test_the_loss_is_of_the_responses_alone(tiny, base, tmp_path):
     assert found["train/loss"] == pytest.approx(total / count, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_validation_of_pairs_has_no_bits_per_byte(tiny, base, tmp_path):
     path = pairs(tmp_path)
     words = tune(tiny, "instruct", base, f"data.path={path}", f"data.validation_path={path}", "trainer.max_steps=1")
@@ -137,6 +140,7 @@ def classified(tiny, tmp_path, base: Path | None, *words: str) -> tuple[Report, 
     return run(tiny.plan(*tune(tiny, "classify", base, *words))), dev
 
 
+@pytest.mark.slow
 def test_a_masked_base_learns_to_tell_texts_apart(tiny, masked_base, tmp_path, capsys):
     report, dev = classified(tiny, tmp_path, masked_base, "trainer.max_steps=60", "sample.prompts=[a good film 1]")
     said = capsys.readouterr().out
@@ -168,6 +172,7 @@ def macro_f1(answers: list[str], labels: list[str]) -> float:
     return sum(found) / len(found)
 
 
+@pytest.mark.long
 def test_a_base_gives_all_but_the_head(tiny, base, tmp_path):
     report, _ = classified(tiny, tmp_path, base, "trainer.max_steps=1", "optimizer.learning_rate=1e-12")
     config: RunConfig = open_model(report.folder).run
@@ -194,6 +199,7 @@ def data_of(config: RunConfig) -> list[str]:
     return [f"data.path={config.data.path}", f"data.validation_path={config.data.validation_path}"]
 
 
+@pytest.mark.slow
 def test_labels_survive_a_resume_which_is_exact(tiny, tmp_path):
     train = reviews(tmp_path / "train.tsv", 60, 1)
     words = tune(tiny, "classify", None, f"data.path={train}", "data.validation_fraction=0.2", "model.dropout=0.1")
@@ -218,6 +224,7 @@ def test_other_labels_than_those_of_the_data_are_refused(tiny, tmp_path):
         run(tiny.plan(*words))
 
 
+@pytest.mark.slow
 def test_requests_that_a_classifier_cannot_serve_are_refused(tiny, tmp_path):
     report, _ = classified(tiny, tmp_path, None, "trainer.max_steps=1")
     llm = LanguageModel.load(report.folder)
@@ -240,6 +247,7 @@ def test_requests_that_a_classifier_cannot_serve_are_refused(tiny, tmp_path):
         run(tiny.plan(*words, "objective=causal"))
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_causal_model_is_exported_as_any_other(tiny, tmp_path):
     shape = ["model=llama_nano", "model.context_length=64", "model.qk_norm=false", "model.dropout=0.0"]
     base = Path(run(tiny.plan(*shape, "model.n_kv_heads=1")).folder)
@@ -253,6 +261,7 @@ def test_a_fine_tuned_causal_model_is_exported_as_any_other(tiny, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
     train = reviews(tmp_path / "train.tsv", 20, 1)
     words = tune(tiny, "classify", base, f"data.path={train}", "objective.left_to_right=false")
@@ -263,6 +272,7 @@ def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
         run(tiny.plan(*words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -291,6 +301,7 @@ def test_settings_that_do_not_go_together_are_refused(words, message):
         compose("train", words)
 
 
+@pytest.mark.slow
 def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
     sources = f"data.sources={{a: {{kind: pairs, path: {pairs(tmp_path)}, weight: 1, validation_fraction: 0.0}}, "
     sources += f"b: {{kind: text_files, path: {corpus}, weight: 1}}}}"
@@ -299,6 +310,7 @@ def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
     assert {"val/b/bits_per_byte", "val/bits_per_byte"} < set(report.validation)
 
 
+@pytest.mark.slow
 def test_doctor_and_plan_refuse_fine_tuning():
     register_schemas("train", RunConfig)
     with pytest.raises(ConfigError, match=r"data\.kind=pairs fine-tunes, but doctor\.py checks pre-training only"):
@@ -310,6 +322,7 @@ def test_doctor_and_plan_refuse_fine_tuning():
     assert "parameters" in answer(plan)
 
 
+@pytest.mark.slow
 def test_a_pair_whose_prompt_is_longer_than_its_row_is_in_no_row(tiny, tmp_path):
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"prompt": "why " * 40, "response": "so"}) + '\n{"prompt": "a", "response": "b"}\n')

@@ -37,6 +37,7 @@ def validation_losses_of_tensorboard(folder: Path) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars("loss")]
 
 
+@pytest.mark.long
 def test_first_validation_is_of_the_initial_weights_and_survives_a_kill(tiny, capsys):
     before = run(tiny.plan(*WORDS))
     start = ["model=gpt_nano", f"init_from={before.folder}", "seed=7", "trainer.max_steps=8"]
@@ -66,6 +67,7 @@ def test_first_validation_is_of_the_initial_weights_and_survives_a_kill(tiny, ca
     assert json.loads((tiny.folder / "cut" / "report.json").read_text())["first_validation"] == before.validation
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_over_once(tiny, monkeypatch, capsys):
     words = [*WORDS, FIRST, f"paths.run_dir={tiny.folder / 'run'}", "resume=auto"]
 
@@ -93,6 +95,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_once(tiny, monkeyp
     assert longer.first_validation["val/loss"] == first
 
 
+@pytest.mark.slow
 def test_a_signal_during_first_validation_ends_the_run_after_the_batch(tiny, monkeypatch):
     original, scored = TrainingModule.validation_step, []
 
@@ -111,6 +114,7 @@ def test_a_signal_during_first_validation_ends_the_run_after_the_batch(tiny, mon
     assert signal.getsignal(signal.SIGTERM) is previous
 
 
+@pytest.mark.slow
 def test_without_validation_documents_there_is_nothing_to_score_first(tiny):
     with pytest.raises(
         ConfigError,

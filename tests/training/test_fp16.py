@@ -92,7 +92,7 @@ def test_a_scale_changes_no_bit_of_float32(tiny: Any, monkeypatch: pytest.Monkey
     assert one.progress["losses"] == other.progress["losses"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fp16_trains_as_float32_overflows_and_resumes_exactly(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +136,7 @@ def test_fp16_trains_as_float32_overflows_and_resumes_exactly(
     assert losses[1] == pytest.approx(losses[0], abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F08")
 def test_ten_overflows_in_a_row_end_a_run_at_the_lowest_scale_only(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = TrainingModule.training_step
@@ -147,6 +148,7 @@ def test_ten_overflows_in_a_row_end_a_run_at_the_lowest_scale_only(tiny: Any, mo
         run(tiny.plan(*words))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F08")
 def test_a_loss_that_is_not_finite_lowers_no_scale(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = ModelWithLoss.forward

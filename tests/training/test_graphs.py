@@ -124,6 +124,7 @@ def words(folder: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -166,6 +167,7 @@ class Signal(Callback):
             pl_module.signal_received = 15
 
 
+@pytest.mark.long
 def test_graphs_can_be_switched_on_at_a_resume(tiny: Any, tmp_path: Path) -> None:
     settings = ["model=gpt_nano", "model.dropout=0.1", "optimizer=adamw"]
     run(tiny.plan(*words(tmp_path / "whole", *settings)))
@@ -176,6 +178,7 @@ def test_graphs_can_be_switched_on_at_a_resume(tiny: Any, tmp_path: Path) -> Non
     assert_same_state(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

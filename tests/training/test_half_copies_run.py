@@ -59,6 +59,7 @@ def figures(folder: Path) -> dict[tuple[str, str], str]:
     }
 
 
+@pytest.mark.long
 def test_copies_and_a_resume_change_no_bit(tiny: Any, tmp_path: Path) -> None:
     """Accumulation, dropout, a skipped step, an average, weights swapped for validations, emulated graphs."""
     whole = run(tiny.plan(*words(tmp_path / "whole")), callbacks=[Meddler()])
@@ -74,12 +75,14 @@ def test_copies_and_a_resume_change_no_bit(tiny: Any, tmp_path: Path) -> None:
     assert whole.sample == cut.sample
 
 
+@pytest.mark.slow
 def test_a_resume_keeps_the_residual_stream_of_the_run(tiny: Any, tmp_path: Path) -> None:
     run(tiny.plan(*words(tmp_path / "a", "trainer.max_steps=1")))
     with pytest.raises(ConfigError, match=r"trainer\.half_residual_stream: true in the run, false now"):
         tiny.plan(*words(tmp_path / "a", "trainer.half_residual_stream=false", "resume=auto"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

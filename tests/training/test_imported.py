@@ -35,6 +35,7 @@ def imported(tiny, folder: Path, *words: str) -> list[str]:
     return ["model=imported", f"init_from='{quoted}'", "trainer.max_steps=1", "schedule.warmup_steps=0", *words]
 
 
+@pytest.mark.slow
 def test_a_run_takes_shape_tokenizer_and_weights_from_a_folder(tiny, llama):
     config: RunConfig = tiny.config(*imported(tiny, llama, "model.dropout=0.1", "optimizer.learning_rate=1e-12"))
     assert type(config.model) is TransformerConfig  # the saved settings hold plain values
@@ -53,6 +54,7 @@ def test_a_run_takes_shape_tokenizer_and_weights_from_a_folder(tiny, llama):
     assert (resumed.folder, resumed.steps) == (report.folder, 2)
 
 
+@pytest.mark.slow
 def test_a_masked_model_brings_its_objective_along(tiny, tmp_path):
     model = random_model(shape("bert"), BYTES.vocab_size, causal=False)
     folder = write_ours(tmp_path / "bert", BERT_FAMILY, model)
@@ -61,6 +63,7 @@ def test_a_masked_model_brings_its_objective_along(tiny, tmp_path):
     assert tiny.config(*imported(tiny, folder, "objective=causal")).objective.kind == "causal"
 
 
+@pytest.mark.slow
 def test_settings_that_do_not_fit_the_folder_are_refused(tiny, llama):
     with pytest.raises(
         ConfigError, match=r"model=imported takes shape and tokenizer of the model that init_from names"
@@ -71,6 +74,7 @@ def test_settings_that_do_not_fit_the_folder_are_refused(tiny, llama):
         run(tiny.plan(*words, "tokenizer=bpe", "tokenizer.vocab_size=300"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -93,6 +97,7 @@ def test_a_shape_that_is_not_the_folders_is_refused_or_allowed_by_name(tiny, lla
         assert run(tiny.plan(*words, "allow_change=[model.norm_eps]")).steps == 1
 
 
+@pytest.mark.slow
 def test_a_masked_model_becomes_a_classifier_with_a_new_head(tiny, tmp_path):
     folder = write_ours(tmp_path / "bert", BERT_FAMILY, random_model(shape("bert"), BYTES.vocab_size, causal=False))
     texts = tmp_path / "texts.tsv"

@@ -25,6 +25,7 @@ def config(*words: str) -> RunConfig:
     return composed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "now", "step", "told"),
     [

@@ -20,6 +20,7 @@ from pretrain.training.train import run
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F01")
 def test_the_ledger_lists_every_step_and_inspect_finds_its_rows(tiny):
     report = run(tiny.plan("model=gpt_nano", "logging.ledger=true", "micro_batch_size=2"))
@@ -41,6 +42,7 @@ def test_the_ledger_lists_every_step_and_inspect_finds_its_rows(tiny):
             assert not row.excluded
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [[], ["data.mode=stream", "data.era_tokens=1024"]], ids=["prepared", "streamed"])
 def test_a_changed_batch_size_continues_after_the_last_row_read(tiny, words: list[str]):
     """By steps, by tokens and back: no row is passed over, none read twice, and what is reported is what was read."""
@@ -63,6 +65,7 @@ def test_a_changed_batch_size_continues_after_the_last_row_read(tiny, words: lis
     assert rates[5] < rates[7] == max(rates)  # 24 rows of the warm-up's 40, and 16 more in two steps
 
 
+@pytest.mark.slow
 def test_a_changed_order_is_reported_and_ends_earlier_inspection(tiny, capsys: pytest.CaptureFixture[str]):
     folder = tiny.folder / "run"
     words = ["model=gpt_nano", f"paths.run_dir={folder}"]
@@ -83,6 +86,7 @@ def test_a_ledger_continues_from_the_step_of_the_resume(tmp_path: Path, monkeypa
     assert read_lines(tmp_path / "none") == []
 
 
+@pytest.mark.slow
 def test_steps_that_cannot_be_inspected_are_refused(tiny):
     with pytest.raises(CheckpointError, match=r"run=.* is not a run folder\. Try run=auto"):
         list(rows_of_step(tiny.folder, 1))
@@ -91,6 +95,7 @@ def test_steps_that_cannot_be_inspected_are_refused(tiny):
         list(rows_of_step(tiny.folder / "run", 0))
 
 
+@pytest.mark.slow
 def test_a_step_beyond_the_text_read_so_far_cannot_be_inspected(tiny):
     """Inspecting reads the first era of a stream and waits for no other."""
     config = to_dict(tiny.config("model=gpt_nano", "data.mode=stream", "data.era_tokens=2048"))
@@ -100,7 +105,7 @@ def test_a_step_beyond_the_text_read_so_far_cannot_be_inspected(tiny):
         list(rows_of_step(tiny.folder, 1000))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_inspect_from_the_command_line(tiny):
     report = run(tiny.plan("model=gpt_nano", "trainer.max_steps=3"))
 

@@ -46,6 +46,7 @@ def figures_of(report: Report, name: str) -> list[float]:
     return [float(row["value"]) for row in read_rows(Path(report.folder) / "metrics.csv") if row["name"] == name]
 
 
+@pytest.mark.slow
 def test_callbacks_of_lightning_work_and_change_nothing(tiny, tmp_path: Path):
     plain = run(tiny.plan(*GPT, f"paths.run_dir={tmp_path}/plain"))
     hooks, rates = Hooks(), LearningRateMonitor(logging_interval="step")
@@ -66,6 +67,7 @@ def test_callbacks_of_lightning_work_and_change_nothing(tiny, tmp_path: Path):
     assert any(name.startswith("DeviceStatsMonitor") for name in logged)
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run(tiny, tmp_path: Path):
     stop = EarlyStopping("val/loss", mode="max", patience=1)
     report = run(tiny.plan(*GPT, "trainer.max_steps=100", "trainer.val_check_interval=3"), callbacks=[stop])
@@ -82,6 +84,7 @@ class NotFinite(Callback):
             next(p for p in pl_module.parameters() if p.grad is not None).grad.fill_(torch.nan)
 
 
+@pytest.mark.slow
 def test_a_skipped_step_advances_the_step_the_schedule_and_the_hooks(tiny):
     hooks = Hooks()
     report = run(tiny.plan(*GPT), callbacks=[NotFinite(), hooks])

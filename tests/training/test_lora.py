@@ -51,6 +51,7 @@ def unmerged(path: Path):
     return model
 
 
+@pytest.mark.slow
 def test_only_adapters_train_and_the_checkpoint_is_complete(tiny, base, tmp_path, capsys):
     words = lora_words(tiny, base, tmp_path, "trainer.max_steps=60", "checkpoint.every_n_steps=60")
     with pytest.raises(
@@ -72,6 +73,7 @@ def test_only_adapters_train_and_the_checkpoint_is_complete(tiny, base, tmp_path
     assert "lora" not in str(list(dict(llm.model.named_parameters())))
 
 
+@pytest.mark.slow
 def test_resume_is_exact(tiny, base, tmp_path):
     words = lora_words(tiny, base, tmp_path, "trainer.max_steps=6", "checkpoint.every_n_steps=3", "lora.dropout=0.1")
     whole = Path(run(tiny.plan(*words, f"paths.run_dir={tmp_path / 'whole'}", "checkpoint.keep=0")).folder)
@@ -89,6 +91,7 @@ def test_resume_is_exact(tiny, base, tmp_path):
     assert open_checkpoint(Path(merged.folder)).tensors("model").keys() == open_checkpoint(base).tensors("model").keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -107,6 +110,7 @@ def test_wrong_settings_are_refused(tiny, words, message):
         tiny.config("model=gpt_nano", "init_from=base", "lora.rank=4", *words)
 
 
+@pytest.mark.long
 def test_a_hugging_face_base_is_exported_merged_and_as_adapters(tiny, assets, tmp_path, capsys):
     """stories260K: the merged export has the run's logits, and the PEFT folder starts a run that has the same loss."""
     base = assets / "models" / "stories260K" / "hf"
@@ -124,6 +128,7 @@ def test_a_hugging_face_base_is_exported_merged_and_as_adapters(tiny, assets, tm
         export_adapters(ExportConfig(output=str(tmp_path / "none"), adapters=True), base)
 
 
+@pytest.mark.slow
 def test_the_plan_knows_what_is_frozen():
     words = [
         "model=gpt_nano",

@@ -21,6 +21,7 @@ def settings(*words: str) -> RunConfig:
     return found
 
 
+@pytest.mark.slow
 def test_a_batch_beyond_the_memory_names_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "memory_of", lambda device: 2**30)  # a row's block inputs are 2**19 bytes
     check_memory(settings("batch_size=2048"), CPU)
@@ -31,6 +32,7 @@ def test_a_batch_beyond_the_memory_names_what_fits(monkeypatch: pytest.MonkeyPat
     check_memory(settings("batch_size=8192", "micro_batch_size=64"), CPU)
 
 
+@pytest.mark.slow
 def test_it_is_told_before_the_text_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logs = tmp_path / "logs"
     words = [f"paths.logs_dir={logs}", f"paths.cache_dir={tmp_path / 'cache'}", "batch_size=4096"]

@@ -70,6 +70,7 @@ def figures_of(folder: Path) -> dict[str, float]:
     return {row["name"]: float(row["value"]) for row in read_rows(folder / "metrics.csv")}
 
 
+@pytest.mark.slow
 def test_a_mixture_follows_its_shares_and_resumes_bit_for_bit(mixed, monkeypatch, capsys):
     seen = read_by(monkeypatch)
     whole = run(mixed.plan("model=gpt_nano", f"paths.run_dir={mixed.folder / 'whole'}"))
@@ -154,6 +155,7 @@ def assert_a_change_of_the_mixture_is_refused(mixed) -> None:
         run(mixed.plan(*words, "trainer.max_steps=14"))
 
 
+@pytest.mark.slow
 def test_a_masked_mixture_warns_of_repeats_and_scores_sources(mixed, corpus, numbers, capsys):
     sources = (
         f"{{words: {{kind: text_files, path: {corpus}, epochs: 1}}, "
@@ -169,6 +171,7 @@ def test_a_masked_mixture_warns_of_repeats_and_scores_sources(mixed, corpus, num
     assert list(report.validation) == ["val/loss", "val/perplexity", "val/accuracy", *own]
 
 
+@pytest.mark.slow
 def test_each_source_scores_its_share_of_the_most_rows(mixed):
     config = mixed.config("data.max_validation_rows=5", "data.validation_fraction=0.3", "model=gpt_nano")
     prepared = prepare(config.data, config.tokenizer, mixed.folder / "cache")
@@ -185,6 +188,7 @@ def test_each_source_scores_its_share_of_the_most_rows(mixed):
         assert [sum(counts) for counts in zip(*scored, strict=True)] == [2, 4]  # of 5: round(1.5) and round(3.5)
 
 
+@pytest.mark.slow
 def test_two_files_are_validated_and_a_store_without_validation_is_named(mixed, tmp_path, capsys):
     """The loss of all is that of every source; where it is not, the run says whose it is."""
     small = tmp_path / "small"

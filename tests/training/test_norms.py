@@ -23,6 +23,7 @@ def logged(folder: Path) -> dict[int, dict[str, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_norms_of_the_parts_make_up_the_whole_and_change_nothing(tiny: Any) -> None:
     words = ["model=gpt_nano", "trainer.log_every_n_steps=4", "trainer.max_steps=10", "trainer.gradient_clip_val=0.1"]
     plain, watched = (
@@ -47,6 +48,7 @@ def test_norms_of_the_parts_make_up_the_whole_and_change_nothing(tiny: Any) -> N
     assert found[8]["weights/norm/block_01"] == pytest.approx(nearly, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_part_whose_gradient_is_not_finite_is_seen(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = ModelWithLoss.forward
 

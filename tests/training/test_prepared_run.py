@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_run import TinyRun
 
@@ -19,6 +20,7 @@ def losses(folder: Path) -> list[tuple[str, str, str]]:
     return [(row["step"], row["name"], row["value"]) for row in rows if "loss" in row["name"]]
 
 
+@pytest.mark.slow
 def test_a_run_on_stores_is_the_run_on_their_text(tiny: TinyRun) -> None:
     from_text = Path(run(tiny.plan(f"paths.run_dir={tiny.folder / 'text'}")).folder)
     config = tiny.config()

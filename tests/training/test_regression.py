@@ -38,7 +38,7 @@ def rated(path: Path, count: int, seed: int) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_base_learns_numbers_of_pairs(tiny, tmp_path):
     base = Path(run(tiny.plan("model=bert_nano", "model.context_length=64", "model.dropout=0.0")).folder)
     train, dev = rated(tmp_path / "train.jsonl", 160, 1), rated(tmp_path / "dev.jsonl", 30, 2)
@@ -93,6 +93,7 @@ def instructions(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_numbers_are_read_from_lines_and_columns(tiny, tmp_path):
     """What is no finite number is skipped and counted."""
     path = tmp_path / "rated.tsv"
@@ -110,6 +111,7 @@ def test_numbers_are_read_from_lines_and_columns(tiny, tmp_path):
         assert prepared.labels == []
 
 
+@pytest.mark.slow
 def test_a_damaged_number_is_found(tiny, tmp_path):
     path = tmp_path / "rated.tsv"
     path.write_text("fine\t3.5\nworse\t-2\n")

@@ -35,6 +35,7 @@ def lose(tiny) -> None:
     shutil.rmtree(tiny.folder / "logs")
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_the_storage_to_a_folder_and_back_bit_for_bit(tiny, storage: FaultyStorage) -> None:
     tiny.words.append("schedule=constant")  # whose rate does not depend on the length of the run
     expected = uninterrupted(tiny)
@@ -67,6 +68,7 @@ def test_a_run_moves_from_the_storage_to_a_folder_and_back_bit_for_bit(tiny, sto
     assert sorted({int(row.split(",")[0]) for row in rows[1:] if ",train/loss," in row}) == list(range(1, 13))
 
 
+@pytest.mark.long
 def test_auto_takes_the_copy_where_it_was_saved_last(tiny, storage: FaultyStorage) -> None:
     words = (HERE, "name=a", "resume=auto")
     first = tiny.plan(*words, "trainer.max_steps=4")  # nothing to resume, anywhere
@@ -86,6 +88,7 @@ def test_auto_takes_the_copy_where_it_was_saved_last(tiny, storage: FaultyStorag
     assert tiny.plan(HERE, "name=b", "resume=auto").resumed is None
 
 
+@pytest.mark.long
 def test_a_newer_checkpoint_of_the_folder_is_not_lost(tiny, storage: FaultyStorage) -> None:
     plan = tiny.plan(HERE, "name=a", "trainer.max_steps=4")
     train(plan)
@@ -108,6 +111,7 @@ def test_a_plan_for_other_processes_keeps_the_address(tiny, storage: FaultyStora
     assert from_record(json.loads(json.dumps(to_record(plan)))).remote == plan.remote
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_storage_and_is_copied_again(
     tiny, storage: FaultyStorage, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +128,7 @@ def test_a_run_outlives_its_storage_and_is_copied_again(
     assert (plan.folder / "report.json").read_bytes() == MemoryFileSystem().cat_file(f"{plan.remote}/report.json")
 
 
+@pytest.mark.slow
 def test_an_error_of_the_run_stays_the_error(
     tiny, storage: FaultyStorage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +144,7 @@ def test_an_error_of_the_run_stays_the_error(
     assert "warning: all of the run is in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_storage_that_refuses_is_found_before_anything_is_made(tiny, storage: FaultyStorage) -> None:
     storage.refuse(PermissionError("access denied"))
     with pytest.raises(CheckpointError, match=r"cannot write memory://bucket/logs/\.probe: access denied\."):
@@ -150,6 +156,7 @@ def test_a_storage_that_refuses_is_found_before_anything_is_made(tiny, storage: 
         tiny.plan("resume=http://a/b")
 
 
+@pytest.mark.slow
 def test_commands_read_a_run_in_the_storage(
     tiny, storage: FaultyStorage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +180,7 @@ def test_commands_read_a_run_in_the_storage(
     assert "taking the newest run below" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nothing_of_a_run_without_a_copy_changes(tiny, storage: FaultyStorage) -> None:
     plan = tiny.plan("trainer.max_steps=4")
     train(plan)

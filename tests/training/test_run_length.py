@@ -26,6 +26,7 @@ def run_length(run: RunConfig, *more: Any, **others: Any) -> RunLength:
     return length_in(course_of(run).stages[0], *more, **others)
 
 
+@pytest.mark.slow
 def test_steps_and_tokens_and_time_are_limits_side_by_side() -> None:
     assert run_length(config("trainer.max_steps=7")).max_steps == 7
     assert run_length(config("trainer.max_steps=7", "trainer.max_tokens=512")).max_steps == 4
@@ -72,6 +73,7 @@ def test_the_clock_resumes_and_runs_only_during_training() -> None:
     assert both.doubled(4) == "trainer.max_tokens=1024 trainer.max_steps=8"
 
 
+@pytest.mark.slow
 def test_epochs_end_a_run_with_the_step_that_completes_them() -> None:
     two = config("trainer.max_steps=-1", "trainer.max_epochs=2")
     assert two.max_steps() is None  # before the rows are known
@@ -90,6 +92,7 @@ def test_epochs_stay_epochs_where_the_batch_size_changes() -> None:
     assert sizes.samples(15) == 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -119,6 +122,7 @@ def test_a_warmup_fraction_follows_the_length_of_the_run(schedule: WSDConfig) ->
     assert rates[6] < 0.55 < 0.99 < max(rates[13:16])  # 15 of 60 seconds
 
 
+@pytest.mark.slow
 def test_a_warmup_is_given_once() -> None:
     assert config("schedule.warmup_fraction=0.1").warmup_steps(max_steps=800) == 80
     with pytest.raises(ConfigError, match=r"warmup_tokens=99 and schedule\.warmup_fraction=0\.1 give one warm-up"):

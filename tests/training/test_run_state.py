@@ -11,6 +11,7 @@ from pretrain.training.run_state import RunState
 from pretrain.training.train import run
 
 
+@pytest.mark.slow
 def test_every_key_of_a_checkpoint_is_restored(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = ModelWithLoss.forward
 

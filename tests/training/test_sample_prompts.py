@@ -18,6 +18,7 @@ def prepared(tiny, *words: str) -> tuple[Prepared, list[str]]:
     return found, texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
 def test_prompts_are_of_held_out_documents(tiny, tokenizer: str):
     words = [f"tokenizer={tokenizer}", *(["tokenizer.vocab_size=300"] if tokenizer == "bpe" else [])]
@@ -42,6 +43,7 @@ def test_prompts_are_of_held_out_documents(tiny, tokenizer: str):
     assert prompts_of(data, tiny.config("objective=masked").objective, 64) == masked
 
 
+@pytest.mark.slow
 def test_one_document_gives_several_prompts_and_spelled_special_tokens_none(tiny, tmp_path: Path):
     lines = [f"{name} walks to the old mill" for name in ("Anna", "Bert", "Carl")]
     (tmp_path / "one.txt").write_text("\n".join(["here is <|endoftext|> in the text", *lines]))
@@ -55,6 +57,7 @@ def test_one_document_gives_several_prompts_and_spelled_special_tokens_none(tiny
     assert [prompt.text.replace("[MASK]", prompt.truth) for prompt in masked] == lines
 
 
+@pytest.mark.slow
 def test_a_classifier_gets_texts_with_their_labels(tiny, tmp_path: Path):
     rows = [f"film number {number} was {('bad', 'good')[number % 2]}\t{number % 2}" for number in range(40)]
     (tmp_path / "films.tsv").write_text("\n".join(rows))

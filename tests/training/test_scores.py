@@ -58,6 +58,7 @@ def curves(folder: str) -> dict[str, dict[int, float]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["gpt_nano", "bert_nano"])
 def test_a_run_is_scored_on_the_way_and_trains_as_without(tiny: Any, files: dict[str, str], model: str) -> None:
     tasks = ["minimal_pairs", "multiple_choice", "sts", *(["cloze"] if model == "gpt_nano" else [])]
@@ -89,6 +90,7 @@ def test_a_run_is_scored_on_the_way_and_trains_as_without(tiny: Any, files: dict
     assert "<td>word order</td>" in page
 
 
+@pytest.mark.slow
 def test_scores_settings_are_typed_and_survive_being_saved(tiny: Any, files: dict[str, str]) -> None:
     config = tiny.config("scores.every_n_steps=5", *words(files, "minimal_pairs", "cloze"), "scores.max_examples=1")
     assert config.scores.files() == [
@@ -123,6 +125,7 @@ def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str,
     assert len(next(iter(open_sts(ScoresConfig(sts=[files["sts"]], max_examples=2)).values())).pairs) == 2
 
 
+@pytest.mark.slow
 def test_a_model_on_one_device_is_scored_as_it_stands(tiny: Any) -> None:
     model = random_model(shape("gpt"), 259, causal=True)
     assert Writer(tiny.config(), byte_tokenizer()).gathered_model(model) is model

@@ -125,7 +125,7 @@ def test_a_run_killed_in_each_stage_and_at_each_border_ends_as_one_that_was_not(
     ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_run_gets_another_stage_and_a_stage_changes_what_a_causal_model_reads(
     tiny, corpus: Path, reads: Reads, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +160,7 @@ def test_a_finished_run_gets_another_stage_and_a_stage_changes_what_a_causal_mod
     assert "stages.last" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stages_are_entered_late_by_a_run_that_had_none(tiny, reads: Reads) -> None:
     tiny.words = [word for word in tiny.words if not word.startswith("trainer.max_steps")]
     first = Path(trained(tiny, *ENCODER, "trainer.max_steps=6").folder)
@@ -185,6 +185,7 @@ def _share_of_numbers(reads: Reads, steps: range) -> float:
     return rows.count("numbers") / len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -78,6 +78,7 @@ def words(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F08")
 def test_ten_skipped_steps_end_a_run_at_most_two_steps_late(tiny: Any, tmp_path: Path) -> None:
     """Nothing is logged, validated or saved here that would have asked for the counts."""
@@ -90,6 +91,7 @@ def test_ten_skipped_steps_end_a_run_at_most_two_steps_late(tiny: Any, tmp_path:
     assert gc.isenabled()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F08")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_counts_are_exact_where_they_are_shown(tiny: Any, tmp_path: Path, optimizer: str) -> None:
@@ -115,6 +117,7 @@ class Own(torch.optim.SGD):
     """An optimizer that knows nothing of skipping."""
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_cannot_skip_is_not_asked_to(tiny: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("pretrain.optim.config.AdamWConfig.build", lambda self, model: Own(model.parameters(), lr=0.1))
     watch = Watch(range(1, 2))

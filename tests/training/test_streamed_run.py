@@ -84,6 +84,7 @@ def waits(monkeypatch) -> threading.Event:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_training_on_a_stream_equals_training_on_the_read_corpus(
     tiny, monkeypatch, capfd, hold_lock, waits, prefetch: int
@@ -121,6 +122,7 @@ def test_training_on_a_stream_equals_training_on_the_read_corpus(
         assert scores["bits_per_byte"] == pytest.approx(ahead.validation["val/bits_per_byte"], abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_signal_while_waiting_for_text_saves_and_resumes_exactly(tiny, hold_lock, waits):
     prepared, words = begin(tiny, "trainer.max_steps=24", "checkpoint.every_n_steps=100")
     folder = tiny.folder / "cut"
@@ -135,6 +137,7 @@ def test_a_signal_while_waiting_for_text_saves_and_resumes_exactly(tiny, hold_lo
     assert_same_state(Path(cut.folder), Path(whole.folder))
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_rows_ends_the_run_unsaved(tiny, hold_lock, waits):
     prepared, words = begin(tiny, "batch_size=400", "trainer.max_steps=2")
     with (

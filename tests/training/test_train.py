@@ -48,6 +48,7 @@ def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     monkeypatch.setattr(Samples, "on_train_batch_end", sampled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "number", "step"),
     [
@@ -77,6 +78,7 @@ def test_an_interrupted_run_resumed_is_bitwise_the_uninterrupted_one(tiny, monke
     assert whole.tokens_seen == cut.tokens_seen == 12 * 4 * 32
 
 
+@pytest.mark.slow
 def test_a_hybrid_model_is_trained_scored_and_used_both_ways(tiny):
     words = ["model=hybrid_nano", "trainer.max_steps=40", "trainer.val_check_interval=40", "optimizer=adamw"]
     words += ["optimizer.learning_rate=0.01", "checkpoint.every_n_steps=40"]
@@ -103,6 +105,7 @@ def test_a_hybrid_model_is_trained_scored_and_used_both_ways(tiny):
     assert len([sample for sample in samples if "[MASK]" not in sample]) >= 2
 
 
+@pytest.mark.slow
 def test_checkpoints_written_in_the_background_are_the_same(tiny, monkeypatch):
     """The weights go on changing while a slow disk takes the copy."""
     written = checkpoint_writing.write
@@ -123,6 +126,7 @@ def test_checkpoints_written_in_the_background_are_the_same(tiny, monkeypatch):
         assert_same_state(one, other)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_fails_in_the_background_ends_the_run(tiny, monkeypatch):
     def fail(*arguments, **named):
         raise CheckpointError("the disk is gone")
@@ -164,6 +168,7 @@ def assert_the_trace_shows_two_steps(folder: Path) -> None:
     assert "aten::mm" in (folder / "rank-0.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_read_continued_and_started_from(tiny):
     first = run(tiny.plan(*CAUSAL, "trainer.profile_steps=2"))
     folder = Path(first.folder)
@@ -204,6 +209,7 @@ def test_a_finished_run_can_be_read_continued_and_started_from(tiny):
         llm.predict_mask("the [MASK] fox")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [CAUSAL, MASKED], ids=["causal", "masked"])
 @pytest.mark.fault("F11")
 def test_micro_batches_do_not_change_the_result(tiny, family):
@@ -218,6 +224,7 @@ def test_micro_batches_do_not_change_the_result(tiny, family):
     assert one.validation == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [CAUSAL, MASKED, ["model=modernbert_nano"]], ids=["gpt", "bert", "modernbert"])
 def test_bf16_trains_without_a_warning_and_close_to_fp32(tiny, family):
     words = [*family, "model.dropout=0", "trainer.max_steps=4", "checkpoint.every_n_steps=100"]
@@ -229,6 +236,7 @@ def test_bf16_trains_without_a_warning_and_close_to_fp32(tiny, family):
     assert a != b
 
 
+@pytest.mark.slow
 def test_a_run_ends_by_the_clock_decayed_and_continues_with_more_time(tiny):
     words = [*CAUSAL, "trainer.max_steps=-1", "trainer.val_check_interval=50", "checkpoint.every_n_steps=10000"]
     words += ["schedule=linear", "schedule.warmup_tokens=640", f"paths.run_dir={tiny.folder / 'run'}"]
@@ -249,6 +257,7 @@ def test_a_run_ends_by_the_clock_decayed_and_continues_with_more_time(tiny):
     assert 3.7 < open_checkpoint(Path(first.folder)).progress["seconds"] < 8.0  # 4.2
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F11")
 def test_prefetch_changes_nothing(tiny):
     words = [*MASKED, "trainer.max_steps=4", "checkpoint.every_n_steps=100"]
@@ -257,6 +266,7 @@ def test_prefetch_changes_nothing(tiny):
     assert losses(Path(none.folder)) == losses(Path(two.folder))
 
 
+@pytest.mark.slow
 def test_settings_that_change_the_result_are_refused_on_resume(tiny):
     words = [*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}"]
     run(tiny.plan(*words, "trainer.max_steps=4"))
@@ -270,6 +280,7 @@ def test_settings_that_change_the_result_are_refused_on_resume(tiny):
         tiny.plan(*words)
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_newer_than_the_run_resumed_has_its_usual_value(tiny, monkeypatch):
     words = [*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}"]
     run(tiny.plan(*words, "trainer.max_steps=2"))
@@ -281,6 +292,7 @@ def test_a_setting_that_is_newer_than_the_run_resumed_has_its_usual_value(tiny, 
         tiny.plan(*words, "resume=auto", "data.mode=stream")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F03")
 def test_resume_skips_damaged_checkpoints_and_never_starts_over(tiny, capsys):
     words = [*CAUSAL, f"paths.run_dir={tiny.folder / 'run'}"]
@@ -300,6 +312,7 @@ def test_resume_skips_damaged_checkpoints_and_never_starts_over(tiny, capsys):
     assert tiny.plan(*CAUSAL, "resume=auto").resumed is None
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F10")
 @pytest.mark.parametrize("mode", ["prepare", "stream"])
 def test_changed_data_is_refused_on_resume(tiny, tmp_path, mode):
@@ -312,6 +325,7 @@ def test_changed_data_is_refused_on_resume(tiny, tmp_path, mode):
         run(tiny.plan(*words, "resume=auto", "trainer.max_steps=4"))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F10")
 def test_init_from_another_tokenizer_is_refused(tiny):
     first = run(tiny.plan(*CAUSAL, "trainer.max_steps=2"))
@@ -330,6 +344,7 @@ def plant_nan(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
     monkeypatch.setattr(TrainingModule, "training_step", planted)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F08")
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tiny, monkeypatch):
     plant_nan(monkeypatch, range(3, 5))
@@ -340,6 +355,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tiny, monkeypatch)
     assert losses(Path(report.folder), "optim/skipped_steps")[12] == "2.0"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F08")
 def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(tiny, monkeypatch):
     plant_nan(monkeypatch, range(2, 100))
@@ -359,6 +375,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_run(tiny):
         tiny.plan(*CAUSAL, f"paths.run_dir={tiny.folder / 'file' / 'run'}")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F04")
 def test_a_disk_too_full_for_a_checkpoint_is_refused_before_the_run(tiny, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - 100_000, 100_000))
@@ -366,6 +383,7 @@ def test_a_disk_too_full_for_a_checkpoint_is_refused_before_the_run(tiny, monkey
         run(tiny.plan(*CAUSAL))
 
 
+@pytest.mark.long
 def test_warnings_about_the_plan_come_before_the_first_step(tiny, capsys):
     run(tiny.plan(*CAUSAL, "trainer.max_steps=2", "model.d_model=32", "schedule.warmup_steps=1"))
     out = capsys.readouterr().out
@@ -382,6 +400,7 @@ def test_warnings_about_the_plan_come_before_the_first_step(tiny, capsys):
     assert "the warm-up takes 1 steps and the run 1: the learning rate never decays" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_last_validation_is_logged_once(tiny):
     for steps, folder in ((4, "at_the_end"), (3, "before_it")):
         words = (f"trainer.max_steps={steps}", "trainer.val_check_interval=2", f"paths.run_dir={tiny.folder / folder}")

@@ -67,6 +67,7 @@ def state_at(folder: Path, step: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_early_stopping_ends_a_run_alike_whether_resumed_or_not(tiny, tmp_path: Path) -> None:
     words = (*GPT, *WORSE, f"paths.run_dir={tmp_path / 'run'}")
     report = run(tiny.plan(*words))
@@ -93,6 +94,7 @@ def test_early_stopping_ends_a_run_alike_whether_resumed_or_not(tiny, tmp_path: 
     assert more.steps == 10
 
 
+@pytest.mark.slow
 def test_early_stopping_needs_what_it_watches(tiny) -> None:
     with pytest.raises(ConfigError, match=r"watches monitor=val/los, which the run does not log\. There are: .*val/lo"):
         run(tiny.plan(*GPT, "callbacks.early_stopping.monitor=val/los"))
@@ -102,6 +104,7 @@ def test_early_stopping_needs_what_it_watches(tiny) -> None:
         run(tiny.plan(*GPT, "callbacks=lr_monitor", "logger=none"))
 
 
+@pytest.mark.long
 def test_a_class_of_the_users_own_runs_and_a_resume_must_name_it_again(tiny, tmp_path: Path, package: str) -> None:
     folder, name = tmp_path / "run", f"callbacks.mine.class_path={package}.Counter"
     more = ["callbacks=[lr_monitor,device_stats]", "loggers.second.class_path=lightning.pytorch.loggers.CSVLogger",
@@ -129,6 +132,7 @@ def test_a_class_of_the_users_own_runs_and_a_resume_must_name_it_again(tiny, tmp
     assert tiny.plan(*words, "callbacks.mine=null").config.callbacks.keys() == {"lr_monitor", "device_stats"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -177,6 +181,7 @@ def test_states_are_plain_data(capsys: pytest.CaptureFixture[str]) -> None:
         refusing.restore()
 
 
+@pytest.mark.slow
 def test_a_class_or_plugin_in_a_hostile_folder_is_imported_by_nobody(
     tiny, tmp_path: Path, package: str, monkeypatch
 ) -> None:

@@ -22,6 +22,7 @@ def waits(tiny: Any, *settings: str) -> list[str]:
     return watch.found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -37,6 +38,7 @@ def test_a_warm_step_waits_nowhere(tiny: Any, settings: list[str], monkeypatch: 
     assert waits(tiny, *settings) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "where"),
     [

@@ -107,7 +107,7 @@ def test_it_is_the_average_of_the_saved_weights_and_a_killed_run_has_the_same(
         compose("eval", ["task=glue", "path=x", "weights=ema"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resume_turns_it_on_and_off(tiny: Any) -> None:
     words = ["model=gpt_nano", f"paths.run_dir={tiny.folder / 'run'}", "trainer.max_steps=4", "resume=auto"]
     tiny.words = [word for word in tiny.words if not word.startswith("trainer.max_steps")]

@@ -44,6 +44,7 @@ def figures(folder: str | Path) -> dict[str, float]:
     return {row["name"]: float(row["value"]) for row in read_rows(Path(folder) / "metrics.csv")}
 
 
+@pytest.mark.slow
 def test_pairs_without_a_response_are_left_out_and_not_validated(
     tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_pairs_without_a_response_are_left_out_and_not_validated(
         score(EvalConfig(paths=replace(EvalConfig().paths, cache_dir=str(tiny.folder / "cache"))), report.folder)
 
 
+@pytest.mark.slow
 def test_where_no_pair_has_a_response_in_its_row_the_run_does_not_begin(tiny: Any, tmp_path: Path) -> None:
     path = pairs(tmp_path / "long.jsonl", LONG)
     words = [f"data.path={path}", "data.validation_fraction=0", "model=gpt_nano", "trainer.max_steps=3"]
@@ -102,6 +104,7 @@ def masks_nothing(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return tiny
 
 
+@pytest.mark.slow
 def test_a_masked_objective_that_masks_nothing_is_no_success(masks_nothing: Any) -> None:
     with pytest.raises(DataError, match=r"has learned nothing: each of its 3 steps was skipped.* Try tokenizer=bpe"):
         run(masks_nothing.plan("trainer.max_steps=3"))
@@ -116,6 +119,7 @@ def test_a_masked_objective_that_masks_nothing_is_no_success(masks_nothing: Any)
         run(masks_nothing.plan("trainer.max_steps=20", again))
 
 
+@pytest.mark.slow
 def test_a_single_step_without_targets_leaves_the_weights_alone(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = TrainingModule.training_step
 
@@ -136,6 +140,7 @@ def test_a_single_step_without_targets_leaves_the_weights_alone(tiny: Any, monke
     assert len(two.progress["losses"]) == 1  # a step without a loss is no usual one
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_at_its_end_is_no_success(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = TrainingModule.training_step
     monkeypatch.setattr(TrainingModule, "training_step", lambda *arguments: original(*arguments) * math.nan)
@@ -149,6 +154,7 @@ def test_a_run_that_diverged_at_its_end_is_no_success(tiny: Any, monkeypatch: py
     assert error.value.exit_code == 5
 
 
+@pytest.mark.slow
 def test_a_model_of_nans_is_not_scored(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = run(tiny.plan("model=gpt_nano", "trainer.max_steps=1"))
     load = open_model(report.folder).load

@@ -98,7 +98,7 @@ def local(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
     return tree(output)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_arrays_make_the_same_corpus(text: Path, local: dict[str, bytes], stand_in: Path, tmp_path: Path) -> None:
     output = tmp_path / "corpus"
     run(config_of(text, output, "engine=slurm", "engine.tasks=2", "engine.options=[--mem=1G]"))
@@ -115,6 +115,7 @@ def test_slurm_arrays_make_the_same_corpus(text: Path, local: dict[str, bytes], 
     assert (stand_in / "log").read_text().splitlines() == log
 
 
+@pytest.mark.slow
 def test_the_error_of_a_task_of_an_array_is_that_of_the_command(stand_in: Path, tmp_path: Path) -> None:
     path = tmp_path / "broken.parquet"
     path.write_bytes(b"PAR1 no parquet PAR1")
@@ -124,6 +125,7 @@ def test_the_error_of_a_task_of_an_array_is_that_of_the_command(stand_in: Path, 
     assert "scancel" in (stand_in / "log").read_text()  # the rest of its array would work for nothing
 
 
+@pytest.mark.slow
 def test_an_array_that_is_killed_is_reported_and_goes_on(
     text: Path, local: dict[str, bytes], stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +141,7 @@ def test_an_array_that_is_killed_is_reported_and_goes_on(
     assert tree(output) == local
 
 
+@pytest.mark.slow
 def test_what_slurm_refuses_is_said(
     text: Path, stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

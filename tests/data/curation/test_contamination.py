@@ -66,6 +66,7 @@ def brute_force(item: list[str], documents: list[list[str]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_verdicts_equal_brute_force_at_planted_overlaps() -> None:
     """Items of 40 words of which 100, 80, 50, 20 and 0 % stand in a document, whole or in pieces."""
     items = [words(seed, 40) for seed in range(60)]
@@ -143,6 +144,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [row for file in sorted(path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
+@pytest.mark.slow
 def test_documents_are_marked_or_dropped_and_each_item_has_a_verdict(raw: Path, tmp_path: Path) -> None:
     manifest = run(raw, tmp_path / "marked")
     quiz = manifest["decontamination"]["sets"]["quiz"]
@@ -194,6 +196,7 @@ def table_of(page: str, heading: str) -> list[dict[str, str]]:
     return [dict(zip(heads, row, strict=True)) for row in rows]
 
 
+@pytest.mark.slow
 def test_the_report_has_the_counts_of_each_definition_under_its_name(raw: Path, tmp_path: Path) -> None:
     """With distinct counts, and in the order in which a manifest sorts them, which is not that of the heads."""
     manifest = run(raw, tmp_path / "corpus")
@@ -209,6 +212,7 @@ def test_the_report_has_the_counts_of_each_definition_under_its_name(raw: Path, 
     assert "more than 50% of an item&#x27;s runs and are marked in the column contaminates: 2." in page
 
 
+@pytest.mark.slow
 def test_another_set_reads_no_input_again(raw: Path, tmp_path: Path) -> None:
     run(raw, tmp_path / "corpus", "decontaminate.sets=[]")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus" / "work").rglob("*.done")}
@@ -220,6 +224,7 @@ def test_another_set_reads_no_input_again(raw: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "more", "error", "match"),
     [
@@ -245,6 +250,7 @@ def test_sets_that_cannot_be_read_are_refused(
         run(raw, tmp_path / "corpus", *settings)
 
 
+@pytest.mark.slow
 def test_sets_of_one_name_and_too_many_are_refused(raw: Path, tmp_path: Path) -> None:
     (raw / "more").mkdir()
     (raw / "more" / "quiz.jsonl.gz").write_bytes(b"")

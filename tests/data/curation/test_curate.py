@@ -104,6 +104,7 @@ def tree(output: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_every_document_is_accounted_for(raw: Path, tmp_path: Path) -> None:
     output = tmp_path / "corpus"
     manifest = run(raw, output)
@@ -146,6 +147,7 @@ def _check_decisions(output: Path) -> None:
     assert (short["rule"], short["value"]) == ("gopher.words", 1.0)
 
 
+@pytest.mark.slow
 def test_the_corpus_does_not_depend_on_how_it_was_cut(raw: Path, tmp_path: Path) -> None:
     small, large = run(raw, tmp_path / "small"), run(raw, tmp_path / "large", "unit_bytes=1000000")
     assert len(small["shards"]) > len(large["shards"])
@@ -157,6 +159,7 @@ def test_the_corpus_does_not_depend_on_how_it_was_cut(raw: Path, tmp_path: Path)
     assert run(raw / "moved", tmp_path / "moved")["fingerprint"] == small["fingerprint"]
 
 
+@pytest.mark.slow
 def test_a_new_threshold_reads_no_text_again(raw: Path, tmp_path: Path) -> None:
     output = tmp_path / "corpus"
     run(raw, output)
@@ -201,6 +204,7 @@ def _wait_for_a_task(output: Path, process: "subprocess.Popen[bytes]", more_s: f
     time.sleep(more_s)
 
 
+@pytest.mark.slow
 def test_a_failed_task_leaves_nothing_half_written(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pretrain.data.curation import curate as driver
 
@@ -226,6 +230,7 @@ def test_a_failed_task_leaves_nothing_half_written(raw: Path, tmp_path: Path, mo
     assert tree(tmp_path / "corpus") == tree(tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep", "origin"), [("longest", "web/b.jsonl:2"), ("newest", "web/a.jsonl:2"), ("first", "web/a.jsonl:1")]
 )
@@ -253,6 +258,7 @@ def test_which_of_equal_texts_stays(keep: str, origin: str, tmp_path: Path) -> N
     assert manifest["duplicates"]["exact"] == 2
 
 
+@pytest.mark.slow
 def test_what_may_not_be_used_is_dropped_and_who_must_be_named_is_listed(raw: Path, tmp_path: Path) -> None:
     import zstandard
 
@@ -268,6 +274,7 @@ def test_what_may_not_be_used_is_dropped_and_who_must_be_named_is_listed(raw: Pa
     }
 
 
+@pytest.mark.slow
 def test_hugging_face_folders_are_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict(
@@ -282,6 +289,7 @@ def test_hugging_face_folders_are_read(tmp_path: Path) -> None:
         curate(config_of(words[0][:-1] + ", text_column: body}", *words[1:]), report=lambda line: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -302,6 +310,7 @@ def test_settings_that_cannot_work(words: list[str], message: str) -> None:
         config_of(*good, *words, *([] if words == ["output=x"] else ["output=x"]))
 
 
+@pytest.mark.slow
 def test_input_that_cannot_be_used(raw: Path, tmp_path: Path) -> None:
     output = tmp_path / "corpus"
     with pytest.raises(DataError, match=r"sources\.web\.path=.*nothing.* does not exist"):
@@ -329,6 +338,7 @@ def test_two_do_not_write_one_corpus(raw: Path, tmp_path: Path) -> None:
         run(raw, tmp_path / "corpus")
 
 
+@pytest.mark.slow
 def test_a_damaged_corpus_is_refused(raw: Path, tmp_path: Path) -> None:
     output = tmp_path / "corpus"
     run(raw, output)
@@ -356,6 +366,7 @@ def test_a_damaged_corpus_is_refused(raw: Path, tmp_path: Path) -> None:
             read_manifest(output)
 
 
+@pytest.mark.slow
 def test_training_reads_the_corpus_with_its_provenance(raw: Path, tmp_path: Path) -> None:
     output = tmp_path / "corpus"
     manifest = run(raw, output)
@@ -384,6 +395,7 @@ def _check_card(provenance: dict[str, Any]) -> None:
     assert "| CC-BY-SA-4.0 | 2 |" in card
 
 
+@pytest.mark.slow
 def test_the_summary_is_small_whatever_the_corpus_is(raw: Path, tmp_path: Path) -> None:
     manifest = run(raw, tmp_path / "corpus")
     manifest["sources"] = {f"source-{n}": manifest["sources"]["web"] for n in range(2000)}

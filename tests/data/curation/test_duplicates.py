@@ -59,6 +59,7 @@ def corpus(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder / "out", run(folder / "out", {"a": f"path: {folder}/a.jsonl"})
 
 
+@pytest.mark.slow
 def test_every_removed_document_has_a_kept_twin(texts: list[str], corpus: tuple[Path, dict[str, Any]]) -> None:
     output, manifest = corpus
     counts = manifest["sources"]["a"]["documents"]
@@ -86,6 +87,7 @@ def test_every_removed_document_has_a_kept_twin(texts: list[str], corpus: tuple[
     assert any("near-duplicates" in line for line in overview(manifest))
 
 
+@pytest.mark.slow
 def test_no_duplicate_of_training_is_validated_on(texts: list[str], corpus: tuple[Path, dict[str, Any]]) -> None:
     splits: dict[str, set[str]] = {"train": set(), "validation": set()}
     for document in CuratedConfig(path=str(corpus[0])).open().documents():
@@ -123,6 +125,7 @@ def test_verify_compares_the_removed_with_their_twins(corpus: tuple[Path, dict[s
     path.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_a_base_corpus_gives_what_both_together_give(texts: list[str], tmp_path: Path) -> None:
     """run(A), then run(B, base=A), keeps what run(A + B) keeps with A first; A is not touched."""
     draw = random.Random(5)
@@ -150,6 +153,7 @@ def test_a_base_corpus_gives_what_both_together_give(texts: list[str], tmp_path:
     assert verify(tmp_path / "new", base=tmp_path / "old").documents == len(new_rows)
 
 
+@pytest.mark.slow
 def test_the_guard_keeps_new_documents_from_standing_between_the_splits(assets: Path, tmp_path: Path) -> None:
     """A text between two old ones, like both of them but no duplicate, is left out if they are in different splits."""
     texts = chains(windows(reviews(assets), 150)[:40], 3, changes=5, seed=3)
@@ -181,6 +185,7 @@ def _bands(rows: list[dict[str, Any]], validation: bool) -> set[int]:
     return set(MinHash(5, 20, 8).band_keys(texts).ravel().tolist())
 
 
+@pytest.mark.slow
 def test_bases_that_cannot_be_used(texts: list[str], tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", texts[:20])
     source = {"a": f"path: {tmp_path}/a.jsonl"}
@@ -218,6 +223,7 @@ def test_presets_of_duplicates(preset: str) -> None:
     assert all(getattr(found, name) == value for name, value in vars(published).items())
 
 
+@pytest.mark.slow
 def test_paragraphs_are_cut_but_at_their_first_place(tmp_path: Path) -> None:
     draw = random.Random(1)
     long = [" ".join(f"w{draw.getrandbits(30)}" for _ in range(40)) for _ in range(12)]
@@ -243,6 +249,7 @@ def test_paragraphs_are_cut_but_at_their_first_place(tmp_path: Path) -> None:
     assert [row["text"] for row in rows_of(tmp_path / "new")][-1] == "and this is new"
 
 
+@pytest.mark.slow
 def test_other_languages_and_sources_are_not_compared(texts: list[str], tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", texts[:40])
     write(tmp_path / "b.jsonl", [text + " more words at the end" for text in texts[:40]])

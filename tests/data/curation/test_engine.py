@@ -14,6 +14,7 @@ def name_process(task: Task) -> Counts:
     return {"process": os.getpid()}
 
 
+@pytest.mark.slow
 def test_processes_are_replaced_and_every_task_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "TASKS_OF_A_PROCESS", 2)
     reported: list[int] = []

@@ -20,7 +20,7 @@ def files_of(output: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_stage_gives_equal_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
     """Duplicates, paragraphs, personal data, quality, toxicity and evaluation items, each of which finds something."""
     texts = [json.loads(line)["text"] for line in lines(60).splitlines()]

@@ -49,6 +49,7 @@ def failure(path: Path | str, output: Path, *more: str, kind: str = "jsonl") -> 
     return caught.value.exit_code, str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [*COMPRESS, "parquet"])
 def test_damaged_files_are_named_and_whole_ones_are_then_read(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / ("pages.parquet" if suffix == "parquet" else f"pages.jsonl.{suffix}")
@@ -76,6 +77,7 @@ def test_damaged_files_are_named_and_whole_ones_are_then_read(suffix: str, tmp_p
     assert (manifest["sources"]["web"]["documents"]["read"], manifest["duplicates"]["near"]) == (60, 20)
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_are_counted(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
@@ -99,6 +101,7 @@ def test_bytes_that_are_no_text_are_counted(tmp_path: Path) -> None:
     assert verify(tmp_path / "out").documents == len(rows)
 
 
+@pytest.mark.slow
 def test_bombs_and_endless_lines_end_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(column_files, "MAX_DOCUMENT_BYTES", 1 << 24)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -119,6 +122,7 @@ def test_bombs_and_endless_lines_end_in_bounded_memory(tmp_path: Path, monkeypat
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
+@pytest.mark.slow
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
@@ -144,6 +148,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     assert (code, "pipe.jsonl" in message) == (3, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -201,6 +206,7 @@ def _as_nobody(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
     return _open(path, flags, mode, **more)
 
 
+@pytest.mark.slow
 def test_texts_of_other_encodings_are_counted(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
     folder.mkdir()
@@ -220,6 +226,7 @@ def test_texts_of_other_encodings_are_counted(tmp_path: Path) -> None:
     assert [row["text"] for row in rows] == [f"Text {number}: {text}" for number in (1, 0)]
 
 
+@pytest.mark.slow
 def test_archives_and_endless_windows_are_refused(tmp_path: Path) -> None:
     header = b"\x28\xb5\x2f\xfd" + b"\x00" + b"\xff"  # zstd, and a window of 3.75 TB
     for name, content, reason in (
@@ -240,6 +247,7 @@ def _zipped(content: bytes) -> bytes:
     return packed.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_in_a_stage_loses_nothing(
     stage: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -265,6 +273,7 @@ def test_a_full_disk_in_a_stage_loses_nothing(
     assert (tmp_path / "out" / "manifest.json").read_bytes() == (reference / "manifest.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_lock_is_free_after_a_failure(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"no json\n")
     for _ in range(2):

@@ -53,6 +53,7 @@ def take_out(corpus: Path, **request: str) -> int:
     return len(found.kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_", "gone"),
     [
@@ -79,6 +80,7 @@ def test_every_name_of_a_document_takes_it_out(
     assert again["sources"]["web"]["documents"]["unusable"] == {"forgotten on request": len(gone)}
 
 
+@pytest.mark.slow
 def test_a_later_corpus_on_this_base_leaves_new_pages_of_a_domain_out(raw: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     run(raw, corpus, "duplicates.near=false")
@@ -91,6 +93,7 @@ def test_a_later_corpus_on_this_base_leaves_new_pages_of_a_domain_out(raw: Path,
     assert manifest["sources"]["web"]["documents"]["unusable"]["forgotten on request"] == 9 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "after", ["_rewrite_shard", "_rewrite", "_rewrite_attribution", "_clear_work", "_write_manifest"]
 )
@@ -121,6 +124,7 @@ def test_a_killed_forget_is_finished(raw: Path, tmp_path: Path, monkeypatch: pyt
     assert verify(killed).documents == verify(through).documents
 
 
+@pytest.mark.slow
 def test_lists_of_what_is_forgotten_are_checked(raw: Path, tmp_path: Path) -> None:
     path = tmp_path / FORGOTTEN
     for content in ("{}", "[", '{"format": "pretrain forgotten documents", "version": 1, "texts": [5]}'):
@@ -136,6 +140,7 @@ def test_lists_of_what_is_forgotten_are_checked(raw: Path, tmp_path: Path) -> No
     assert not stones.hold("", None)
 
 
+@pytest.mark.slow
 def test_a_corpus_of_which_nothing_is_left_is_to_be_deleted(raw: Path, tmp_path: Path) -> None:
     run(raw, tmp_path / "corpus")
     with pytest.raises(DataError, match=r"has no document left\. Delete the folder"):

@@ -80,6 +80,7 @@ def eras(stream: Stream) -> list[tuple[str, int, dict[str, int]]]:
 # What an append makes
 
 
+@pytest.mark.slow
 def test_a_grown_corpus_is_sound_and_holds_no_document_twice(grown: tuple[Path, list[Path]]) -> None:
     folder, copies = grown
     first, last = read_manifest(copies[0]), read_manifest(copies[2])
@@ -113,6 +114,7 @@ def test_a_killed_append_is_made_good(grown: tuple[Path, list[Path]], tmp_path: 
     verify(corpus)
 
 
+@pytest.mark.slow
 def test_what_cannot_stand_in_one_corpus_is_refused(grown: tuple[Path, list[Path]], tmp_path: Path) -> None:
     folder, copies = grown
     with pytest.raises(DataError, match=r"has changed since .*addition-1 was curated against it"):
@@ -155,6 +157,7 @@ def edit(corpus: Path, change: dict[str, Any]) -> None:
 # What a stream reads of it
 
 
+@pytest.mark.slow
 def test_eras_do_not_depend_on_when_the_corpus_grew(
     grown: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +183,7 @@ def test_eras_do_not_depend_on_when_the_corpus_grew(
     assert len(set(asked)) == 3  # it really grew twice while it was read
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_with_what_came_while_nothing_ran(grown: tuple[Path, list[Path]], tmp_path: Path) -> None:
     _, copies = grown
     now = tmp_path / "now"

@@ -99,6 +99,7 @@ def run(folder: Path, output: str, *more: str) -> dict[str, Any]:
     return curate(config, report=lambda line: None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_texts_are_written_without_it_and_documents_with_much_are_dropped(tmp_path: Path) -> None:
     texts = ["Write to ada@example.org or bob@example.org, or call +44 20 7946 0958.", "Nothing here but words.",
              " ".join(f"a{n}@example.org" for n in range(9))]  # fmt: skip

@@ -54,6 +54,7 @@ def hashes(output: Path) -> dict[str, str]:
             for path in paths if path.name != "timings.json"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_best_stay_and_equal_bytes_come_of_it(raw: Path, tmp_path: Path) -> None:
     reference = f"quality.reference={raw}/reference.jsonl"
     manifest = run(raw, tmp_path / "top", reference, "quality.keep_top=0.2")
@@ -74,6 +75,7 @@ def test_the_best_stay_and_equal_bytes_come_of_it(raw: Path, tmp_path: Path) -> 
     assert {row["removed_by"] for row in scores} == {None, "quality.score"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "error", "match"),
     [

@@ -36,6 +36,7 @@ def run(raw: Path, output: Path, *more: str) -> dict[str, Any]:
     return curate(config, lambda line: None)
 
 
+@pytest.mark.slow
 def test_listed_words_are_counted_and_removed_where_that_is_asked(raw: Path, tmp_path: Path) -> None:
     phrases = read_words(raw / "words.txt")
     assert {text: share_of_listed(text, phrases) for text in TEXTS} == pytest.approx(TEXTS)

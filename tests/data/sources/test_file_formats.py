@@ -279,6 +279,7 @@ def test_a_long_window_is_read_and_memory_has_a_bound(tmp_path: Path, monkeypatc
 # Damage
 
 
+@pytest.mark.slow
 def test_no_damage_ends_in_anything_but_a_refusal(tmp_path: Path) -> None:
     """Cut, flipped and zeroed files of every format and compression are read, counted or refused in one line."""
     draw = random.Random(0)

@@ -73,6 +73,7 @@ def edit(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(sealed(json.loads(path.read_text()) | changes)))
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_the_run_that_read_the_text(corpus: Path, written: Path, tmp_path: Path) -> None:
     here = prepare(
         TextFilesConfig(path=str(corpus), shard_tokens=1024), BPETokenizerConfig(vocab_size=300), tmp_path, silent

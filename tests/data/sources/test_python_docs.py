@@ -15,6 +15,7 @@ def corpus() -> list[Document]:
     return list(python_docs.documents())
 
 
+@pytest.mark.long
 def test_the_corpus_has_its_known_size(corpus: list[Document]) -> None:
     size = sum(len(document.text.encode()) for document in corpus)
     assert 400 <= len(corpus) <= 1200
@@ -22,6 +23,7 @@ def test_the_corpus_has_its_known_size(corpus: list[Document]) -> None:
     assert min(len(document.text.encode()) for document in corpus) >= python_docs.MIN_BYTES
 
 
+@pytest.mark.long
 def test_documents_are_distinct_and_leave_out_tests(corpus: list[Document]) -> None:
     assert len({document.text for document in corpus}) == len(corpus)
     assert len({document.name for document in corpus}) == len(corpus)

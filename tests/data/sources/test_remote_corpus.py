@@ -52,6 +52,7 @@ def downloads(storage: FaultyStorage) -> int:
     return sum(request == "get_file" for request, _ in storage.requests)
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_the_folder(corpus: Path, bucket: FaultyStorage, tmp_path: Path) -> None:
     tokenizer = BytesTokenizerConfig()
     lines: list[str] = []
@@ -169,6 +170,7 @@ def test_a_full_disk_and_a_storage_that_fails(
     assert local_corpus(URL, tmp_path).is_dir()
 
 
+@pytest.mark.slow
 def test_what_takes_no_address_says_what_to_type() -> None:
     there = "s3://bucket/a"
     register_schemas("plan", PlanConfig)

@@ -232,6 +232,7 @@ def test_one_very_long_line_is_one_document(tmp_path: Path) -> None:
     assert texts(text_source(tmp_path)) == [text, text]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bodies=st.lists(st.binary(max_size=60) | st.text(max_size=30).map(lambda t: t.encode(errors="replace"))))
 @pytest.mark.fault("F14")

@@ -71,6 +71,7 @@ def test_of_few_documents_the_end_of_the_longest_is_held_out(count: int) -> None
     assert set(again[0]) == set(train)
 
 
+@pytest.mark.slow
 def test_a_document_of_about_the_right_size_is_held_out_whole() -> None:
     texts = [lines(number, 30 + number) for number in range(1000)]
     train = [text for text in texts if split_of(Document(text, ""), 0.05) == "train"][:20]

@@ -89,6 +89,7 @@ def test_lock_and_ledger_of_a_stream_are_not_opened_through_links(tmp_path: Path
         (tmp_path / name).rename(path)
 
 
+@pytest.mark.slow
 def test_it_reads_until_there_are_enough_rows_and_a_longer_run_goes_on(tmp_path: Path, capfd):
     data, prepared = begin(tmp_path)
     rows = StreamingDataset(Stream(prepared.folder), data, 64, pad_id=0, seed=0)
@@ -107,6 +108,7 @@ def test_it_reads_until_there_are_enough_rows_and_a_longer_run_goes_on(tmp_path:
     assert "the corpus has been read to its end" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_its_failure_arrives_with_its_words(tmp_path: Path, capfd):
     data, prepared = begin(tmp_path)
     Path(data.path).write_text("something else")
@@ -124,6 +126,7 @@ def test_its_failure_arrives_with_its_words(tmp_path: Path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_nobody_foresaw_arrives_in_one_line(tmp_path: Path, capfd):
     data, prepared = begin(tmp_path)
     data.validation_fraction = "much"  # type: ignore[assignment]
@@ -135,6 +138,7 @@ def test_what_nobody_foresaw_arrives_in_one_line(tmp_path: Path, capfd):
     assert "Traceback" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_kill_is_noticed_and_signals_to_the_run_are_ignored(tmp_path: Path):
     data, prepared = begin(tmp_path)
     reader = ReadAhead(ReadAheadJob(data, prepared.folder, 64, 10**6))
@@ -163,6 +167,7 @@ def test_an_end_without_a_word_is_noticed(tmp_path: Path):
     reader._connection.close()
 
 
+@pytest.mark.slow
 def test_it_dies_with_the_process_that_started_it(tmp_path: Path):
     data, prepared = begin(tmp_path)
     script = tmp_path / "parent.py"

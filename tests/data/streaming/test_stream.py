@@ -98,6 +98,7 @@ def read(folder: Path, data: DataConfig, stopped: Callable[[], bool] = lambda: F
 # What a stream holds
 
 
+@pytest.mark.slow
 def test_a_stream_equals_a_prepared_store_but_for_late_held_out_documents(text: Path, whole: Path, tmp_path: Path):
     data = TextFilesConfig(path=str(text), validation_fraction=0.2)
     prepared = prepare(data, BytesTokenizerConfig(), tmp_path, lambda line: None).corpora[""]
@@ -146,6 +147,7 @@ def test_other_settings_are_another_stream(text: Path, whole: Path):
     assert len({whole, *(streamed(data, cache, to_end=False).folder for data in others)}) == 3
 
 
+@pytest.mark.slow
 def test_a_validation_set_of_its_own_comes_with_the_first_era(text: Path, tmp_path: Path):
     own = tmp_path / "own.txt"
     own.write_text("a text to validate on")
@@ -196,6 +198,7 @@ def test_a_tokenizer_learns_from_the_beginning_of_a_stream(text: Path, tmp_path:
 # Killed and taken up again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 7, 31])
 def test_a_stream_made_in_pieces_is_the_one_made_in_one_go(text: Path, whole: Path, tmp_path: Path, stride: int):
     """A piece ends after 20 to 79 documents, mostly in the middle of an era."""
@@ -209,6 +212,7 @@ def test_a_stream_made_in_pieces_is_the_one_made_in_one_go(text: Path, whole: Pa
     assert contents(folder) == contents(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "arrow"])
 def test_a_hugging_face_stream_is_read_on_without_reading_what_was_read(tmp_path: Path, form: str, monkeypatch):
     """The library's own place in the data is exact, across files and within them."""
@@ -250,6 +254,7 @@ def test_a_hugging_face_stream_is_read_on_without_reading_what_was_read(tmp_path
     assert contents(folder) == contents(expected)
 
 
+@pytest.mark.slow
 def test_a_bookmark_that_is_no_use_costs_only_time(text: Path, whole: Path, tmp_path: Path):
     for number, damage in enumerate(("", "[]", '{"documents": 1, "skipped": {}, "place": "x"}')):
         folder = tmp_path / str(number) / whole.name
@@ -276,6 +281,7 @@ def test_a_corpus_that_has_changed_is_not_read_on(text: Path, tmp_path: Path):
 # Damage
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_is_as_if_it_had_never_been_begun(text: Path, whole: Path, tmp_path: Path):
     folder = tmp_path / whole.name
     read(folder, settings(text), stopped=after(120))
@@ -359,6 +365,7 @@ def test_damaged_hashes_of_documents_are_refused(text: Path, tmp_path: Path):
         read(folder, settings(text))
 
 
+@pytest.mark.slow
 def test_what_a_dead_process_left_is_swept(text: Path, whole: Path, tmp_path: Path):
     folder = tmp_path / whole.name
     read(folder, settings(text), stopped=after(100))
@@ -374,6 +381,7 @@ def test_what_a_dead_process_left_is_swept(text: Path, whole: Path, tmp_path: Pa
 # Several at once
 
 
+@pytest.mark.slow
 def test_what_is_swept_is_known_to_be_of_ours(text: Path, whole: Path, tmp_path: Path):
     folder = copy_of(whole, tmp_path)
     for name in ("mine", "00099.tmp-1", "00099"):
@@ -415,6 +423,7 @@ def test_a_file_to_write_that_is_none_is_refused(text: Path, whole: Path, tmp_pa
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_one_process_writes_and_another_goes_on_in_its_place(text: Path, whole: Path, tmp_path: Path):
     folder = tmp_path / whole.name
     folder.mkdir()

@@ -54,6 +54,7 @@ def same(one: Rows, other: Rows) -> bool:
     return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Rows))
 
 
+@pytest.mark.slow
 def test_every_row_comes_once_an_epoch_and_the_eras_in_turn(whole: Path, data: TextFilesConfig):
     rows = open_rows(whole, data)
     ends = rows._ends
@@ -77,6 +78,7 @@ def test_every_token_of_the_stream_is_in_a_row_once(whole: Path, data: TextFiles
     assert sorted(found.tokens[found.documents >= 0]) == sorted(tokens)
 
 
+@pytest.mark.slow
 def test_a_reader_that_saw_less_of_the_corpus_answers_the_same(whole: Path, data: TextFilesConfig, tmp_path: Path):
     folder = tmp_path / whole.name
     read_eras(folder, data, eras=2)
@@ -91,6 +93,7 @@ def test_a_reader_that_saw_less_of_the_corpus_answers_the_same(whole: Path, data
     assert same(early.rows(samples), late.rows(samples))
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_and_micro_batches_reads_the_same_rows(whole: Path, data: TextFilesConfig):
     one = open_rows(whole, data)
     for ranks, size in ((1, 8), (2, 4), (2, 1), (8, 1)):
@@ -112,6 +115,7 @@ def test_documents_may_see_each_other_where_the_settings_say_so(whole: Path, dat
     assert (found.positions == np.arange(LENGTH)).all()
 
 
+@pytest.mark.slow
 def test_a_row_that_is_not_there_yet_is_waited_for(whole: Path, data: TextFilesConfig, tmp_path: Path):
     folder = tmp_path / whole.name
     read_eras(folder, data, eras=1)

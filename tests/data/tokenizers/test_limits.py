@@ -123,6 +123,7 @@ def test_other_output_to_stderr_is_delayed_not_lost(capfd: pytest.CaptureFixture
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_panic_after_loading_is_a_data_error(capfd: pytest.CaptureFixture[str]) -> None:
     inner = KINDS["metaspace bpe"]()
     inner.normalizer = normalizers.Replace(Regex("(a|aa)+$"), "b")
@@ -192,6 +193,7 @@ WRONG: list[Callable[[], Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "unigram", "word piece", "byte level"])
 def test_any_value_of_a_wrong_type_ends_in_one_line(tmp_path: Path, kind: str, capfd: Any) -> None:
     state, messages = STATES[kind], []

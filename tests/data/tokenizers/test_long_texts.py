@@ -41,6 +41,7 @@ def drawn_text(seed: int) -> str:
     return text
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @example("word pairs", 517, 344)  # the same tokens of other pairs of words, over a stretch longer than the agreement
 @given(kind=st.sampled_from(list(KINDS)), seed=st.integers(0, 2**32), part=st.integers(120, 700))
@@ -68,6 +69,7 @@ def test_ordinary_text_is_never_encoded_whole() -> None:
     assert sum(lengths) < 2 * len(text)
 
 
+@pytest.mark.slow
 def test_a_document_of_millions_of_characters_is_that_of_the_whole() -> None:
     ours = TOKENIZERS["metaspace bpe"]
     long = " ".join(lines()) * 90

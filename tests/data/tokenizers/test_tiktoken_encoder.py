@@ -64,6 +64,7 @@ def all_letters(texts: Sequence[str]) -> list[Ids]:
 # With tiktoken itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "smollm2"])
 def test_a_published_tokenizer_gives_the_same_ids(name: str, corpus: list[str]) -> None:
     own = published(name)
@@ -114,6 +115,7 @@ def test_other_rules_are_left_to_tokenizers(bpe: Tokenizer, change: Callable[[di
     assert converted(bpe, change) is None
 
 
+@pytest.mark.slow
 def test_a_document_is_the_same_with_and_without(
     bpe: Tokenizer, corpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +133,7 @@ def test_without_tiktoken_tokenizers_encodes(bpe: Tokenizer, monkeypatch: pytest
     assert fast_encoder(bpe._documents, json.loads(bpe._json), bpe._encode_by_library) is None
 
 
+@pytest.mark.slow
 def test_after_agreement_only_samples_are_compared() -> None:
     compared: list[str] = []
 

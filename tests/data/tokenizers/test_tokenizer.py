@@ -48,6 +48,7 @@ def assets() -> Path:
 # Ours
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_bytes_come_back_exactly(text: str) -> None:
@@ -57,6 +58,7 @@ def test_bytes_come_back_exactly(text: str) -> None:
     assert BYTES.decode(ids) == text
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_bpe_text_comes_back_exactly(bpe: Tokenizer, text: str) -> None:
@@ -93,6 +95,7 @@ def test_ids_and_roles(own: Tokenizer) -> None:
     assert own.token(10**6) == "<unused 1000000>"
 
 
+@pytest.mark.slow
 def test_training_twice_gives_the_same_tokenizer(bpe: Tokenizer, corpus: list[str]) -> None:
     assert train_bpe(iter(corpus), 600).fingerprint == bpe.fingerprint
     assert train_bpe(corpus, 500).fingerprint != bpe.fingerprint
@@ -105,6 +108,7 @@ def test_a_small_corpus_gives_a_smaller_vocabulary() -> None:
 # In pieces
 
 
+@pytest.mark.slow
 def test_long_documents_give_the_same_ids_in_pieces(
     bpe: Tokenizer, corpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +187,7 @@ def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(own: Tokenizer, 
     assert (theirs.bos_token_id, theirs.eos_token_id) == (own.bos_id, own.eos_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert-base-uncased", "gpt-neox", "gpt2", "smollm2"])
 def test_published_tokenizers_give_the_ids_of_transformers(
     assets: Path, name: str, corpus: list[str], tmp_path: Path
@@ -200,6 +205,7 @@ def test_published_tokenizers_give_the_ids_of_transformers(
     assert saved(text, add_special_tokens=False).input_ids == ours.encode(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ids"),
     [

@@ -38,6 +38,7 @@ def test_no_word_is_longer_than_a_limit(alphabet: str) -> None:
     assert longest_word(text) <= 1 + LONGEST  # with the space before it
 
 
+@pytest.mark.slow
 def test_ordinary_text_trains_the_same_tokenizer() -> None:
     texts = [document.text for document in islice(python_docs.documents(), 60)]
     texts += ["x" * LONGEST, "=" * LONGEST + "\n" + "word " * 3_000, "line\n" * 1_000, "日本語。" * 1_000]

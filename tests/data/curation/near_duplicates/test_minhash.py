@@ -46,6 +46,7 @@ def bins(assets: Path) -> list[list[tuple[str, str, float]]]:
     return pairs_by_similarity(windows(reviews(assets), 120), 600, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["default", "fineweb", "olmo3"])
 def test_pairs_are_found_as_often_as_theory_says(bins: list[list[tuple[str, str, float]]], name: str) -> None:
     """In each bin of the true similarity, within .03; and nearly all from .8 on."""
@@ -61,6 +62,7 @@ def test_pairs_are_found_as_often_as_theory_says(bins: list[list[tuple[str, str,
     assert np.mean(above) >= (0.97 if name == "default" else 0.93)
 
 
+@pytest.mark.slow
 def test_agreeing_functions_estimate_the_similarity(bins: list[list[tuple[str, str, float]]]) -> None:
     """Each of the 160 functions agrees with probability J: none is stuck, and they are not copies of each other."""
     minhash, shingler = MinHash(5, 20, 8), Shingler(5)
@@ -160,6 +162,7 @@ def test_an_index_of_other_keys_is_refused() -> None:
         check_index(stored | {"unicode": "1.0"}, PRESETS["default"], "index.json")
 
 
+@pytest.mark.slow
 def test_band_keys_never_change_silently() -> None:
     """An index on disk is compared with these: whoever changes them must raise MINHASH_VERSION."""
     code = (

@@ -44,6 +44,7 @@ def decisions(planted: list[str], tmp_path_factory: pytest.TempPathFactory):
     return run_all([batch(planted)], DEFAULT, work, 3)
 
 
+@pytest.mark.slow
 def test_every_removed_document_has_a_kept_twin_and_every_pair_is_found(planted, decisions) -> None:
     """Against brute force over tuples of words: precision 1, similarities exact, recall of the theory."""
     true = true_similarities(planted)
@@ -61,6 +62,7 @@ def test_every_removed_document_has_a_kept_twin_and_every_pair_is_found(planted,
     assert not decisions["unverified"].any()
 
 
+@pytest.mark.slow
 def test_kept_documents_stand_for_all(planted, decisions) -> None:
     """The sizes of the kept documents' clusters sum to the number of documents: weights restore the distribution."""
     alone = len(planted) - len(decisions)
@@ -102,6 +104,7 @@ def comparable(decisions, ids):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_order_units_partitions_and_ranges_change_nothing(planted, decisions, tmp_path, monkeypatch) -> None:
     texts = planted[:900]
     outcomes = []
@@ -130,6 +133,7 @@ def test_the_same_input_gives_the_same_bytes(planted, tmp_path) -> None:
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_base_corpus_gives_what_both_together_give(planted, tmp_path) -> None:
     """Old documents first and untouched: run(A), then run(B, base=A), keeps what run(A + B) keeps with A first."""
     draw = random.Random(5)
@@ -217,6 +221,7 @@ def test_documents_of_two_groups_are_not_compared(tmp_path: Path) -> None:
     assert guard(bands, found, found["document"] == 0).tolist() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["default", "fineweb"])
 def test_the_planted_pairs_of_1000_articles_are_found_and_no_other(assets: Path, tmp_path: Path, name: str) -> None:
     folder = assets / "curation" / "near_duplicates"
@@ -292,6 +297,7 @@ def test_the_guard_leaves_no_pair_of_training_and_validation() -> None:
     assert guard(bands, found, held_out(0, 2, 3, 4, 5)).tolist() == []
 
 
+@pytest.mark.slow
 def test_the_guard_covers_the_files_of_a_range(planted, tmp_path) -> None:
     """Any split, even by document: after the guard no kept training document shares a band with validation."""
     texts = planted[:600]

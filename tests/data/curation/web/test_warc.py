@@ -117,6 +117,7 @@ def test_a_cut_record_does_not_swallow_the_next_one() -> None:
     assert damaged == [(0, "its content does not have the sha1 of its header")]
 
 
+@pytest.mark.slow
 def test_a_bomb_is_passed_over_without_being_decompressed() -> None:
     size = 4 * MAX_PASSED_BYTES
     compressor, head = zlib.compressobj(9, zlib.DEFLATED, 31), record(b"", Content_Length=size, digest=False)[:-4]

@@ -28,6 +28,7 @@ def config_of(*words: str) -> CurateConfig:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -89,6 +90,7 @@ def test_domains_that_are_believed(tmp_path: Path) -> None:
         assert pages._license(page, address) == (UNKNOWN, "none")
 
 
+@pytest.mark.slow
 def test_a_damaged_crawl_is_an_error_unless_it_may_be_skipped(assets: Path, tmp_path: Path) -> None:
     """WET files need no library."""
     data = (assets / "web_samples/commoncrawl/whirlwind.warc.wet.gz").read_bytes()
@@ -109,6 +111,7 @@ def test_a_damaged_crawl_is_an_error_unless_it_may_be_skipped(assets: Path, tmp_
         curate(config_of(source.replace(str(tmp_path), f"{tmp_path}/out") + "}", f"output={tmp_path}/o2"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".xz"])
 def test_crawls_in_any_compression(suffix: str, tmp_path: Path) -> None:
     import zstandard
