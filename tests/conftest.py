@@ -111,6 +111,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def settings_of_a_training() -> None:
+    """Make the settings of train.py known to Hydra, whatever scripts the tests before were about."""
+    register_schemas("train", RunConfig)
+
+
+@pytest.fixture(autouse=True)
 def own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the signals of the tests' process alone: what `main` does with them is tested in processes of its own."""
     monkeypatch.setattr(cli, "listen", lambda: None)
@@ -128,7 +134,6 @@ def forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny(corpus: Path, tmp_path: Path) -> TinyRun:
     """Return a maker of tiny runs."""
-    register_schemas("train", RunConfig)
     return TinyRun(corpus, tmp_path)
 
 

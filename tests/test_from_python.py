@@ -18,7 +18,7 @@ import torch
 from job import TINY, Job, files
 
 import pretrain
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.keyword_settings import overrides_of
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError, DataError, Interrupted
@@ -29,7 +29,6 @@ class Precision(Enum):
 
 
 def composed(**settings: Any) -> RunConfig:
-    register_schemas("train", RunConfig)
     found: RunConfig = compose("train", overrides_of(settings))
     return found
 

@@ -12,17 +12,12 @@ import pytest
 
 from pretrain.config import preset_folders
 from pretrain.config.cli import main
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError, DataError
 from pretrain.inference.config import GenerateConfig
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def schemas() -> None:
-    register_schemas("train", RunConfig)
 
 
 def refused(*words: str) -> str:
@@ -302,7 +297,6 @@ def test_a_typo_is_answered_at_once_and_help_loads_no_torch() -> None:
 
 @pytest.mark.slow
 def test_a_recipes_micro_batch_follows_a_smaller_batch(capsys):
-    register_schemas("train", RunConfig)
     config = compose("train", ["model=gpt_small", "batch_size=4"])
     assert (config.batch_size, config.rows_per_micro_batch()) == (4, 4)
     assert capsys.readouterr().out == "micro_batch_size=8 of the recipe is above batch_size=4, and is lowered to fit.\n"

@@ -24,11 +24,6 @@ REPOSITORY = Path(__file__).parents[2]
 DOCS = "docs: {kind: python_docs, weight: 2}"
 
 
-@pytest.fixture(autouse=True)
-def schemas() -> None:
-    register_schemas("train", RunConfig)
-
-
 def mixture(*words: str) -> MixtureConfig:
     """Return the data settings of a mixture with these words typed; they must survive being saved."""
     run: RunConfig = compose("train", ["data=mixture", *words])

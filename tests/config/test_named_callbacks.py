@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pretrain.config import registry
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.renamed import with_current_name
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
@@ -18,7 +18,6 @@ from pretrain.training.logger_config import check_server
 
 
 def composed(*words: str) -> RunConfig:
-    register_schemas("train", RunConfig)
     found: RunConfig = compose("train", [with_current_name(word) for word in words])
     assert from_dict(to_dict(found)) == found
     return found

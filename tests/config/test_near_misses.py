@@ -19,11 +19,6 @@ from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
 
 
-@pytest.fixture(autouse=True)
-def schemas() -> None:
-    register_schemas("train", RunConfig)
-
-
 def refused(*words: str, script: str = "train") -> str:
     with pytest.raises(ConfigError) as caught:
         compose(script, list(words))

@@ -6,18 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.declared import every_setting, kinds_with, types_of
 from pretrain.config.overrides import as_hydra_reads, unquoted
 from pretrain.config.run import RunConfig
 from pretrain.config.sweep import combinations
 from pretrain.errors import ConfigError
-
-
-@pytest.fixture(autouse=True)
-def schemas() -> None:
-    register_schemas("train", RunConfig)
-
 
 TEXTS = [
     "my runs/é = $x 😀", "données/texte.txt", "1e3", "007", "true", "it's", 'say "hi"', "a, b", "[draft]", "{a: b}",

@@ -95,7 +95,6 @@ MUON_TUNED = ["gpt_nano", "llama_nano", "hybrid_nano", "diffusion_nano", "bert_n
 
 @pytest.fixture(autouse=True)
 def schemas() -> None:
-    register_schemas("train", RunConfig)
     register_plugins()
 
 

@@ -33,11 +33,6 @@ WITHOUT_STAGES = "track3_124m_nano"
 TWINS = sorted({path.stem for path in (CONFIG_FOLDER / "experiment").glob("*_nano.yaml")} - {WITHOUT_STAGES})
 
 
-@pytest.fixture(autouse=True)
-def schemas() -> None:
-    register_schemas("train", RunConfig)
-
-
 @cache
 def recipe(name: str) -> RunConfig:
     register_schemas("train", RunConfig)

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from pretrain.config.cli import main
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.declared import every_setting
 from pretrain.config.renamed import RENAMED, notes_on, with_current_name
 from pretrain.config.run import RunConfig
@@ -43,7 +43,6 @@ def test_every_old_name_on_the_command_line_is_the_new_setting(monkeypatch, caps
 
 @pytest.mark.slow
 def test_saved_settings_with_old_names_are_those_of_today():
-    register_schemas("train", RunConfig)
     config = compose("train", [*BASE, *(f"{RENAMED[name]}={value}" for name, value in OVERRIDES.items())])
     saved = to_dict(config)
     older = {group: dict(values) if isinstance(values, dict) else values for group, values in saved.items()}
@@ -62,7 +61,6 @@ def test_saved_settings_with_old_names_are_those_of_today():
 
 
 def test_every_new_name_is_a_setting():
-    register_schemas("train", RunConfig)
     entries = {"loggers.tensorboard", "loggers.csv"}  # whose names are the user's
     assert set(RENAMED.values()) - entries <= set(every_setting(RunConfig))
     assert not set(RENAMED) & set(every_setting(RunConfig))

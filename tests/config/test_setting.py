@@ -69,7 +69,6 @@ LARGEST = [
 
 @pytest.fixture(autouse=True)
 def schemas() -> None:
-    register_schemas("train", RunConfig)
     register_schemas("plan", PlanConfig)
     register_schemas("generate", GenerateConfig)
 

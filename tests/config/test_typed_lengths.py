@@ -2,7 +2,7 @@
 
 import pytest
 
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 
@@ -11,7 +11,6 @@ STREAM = [*OWN, "data=text_files", "data.mode=stream"]
 
 
 def composed(*words: str) -> RunConfig:
-    register_schemas("train", RunConfig)
     found: RunConfig = compose("train", list(words))
     return found
 

@@ -12,7 +12,6 @@ import yaml
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.preset_folders import CONFIG_FOLDER
-from pretrain.config.run import RunConfig
 from pretrain.doctor import examination, machine
 from pretrain.doctor.check import Check, CheckResult, NotApplicableError, Verdict, captured, run_checks
 from pretrain.doctor.config import DoctorConfig, Part
@@ -108,7 +107,6 @@ def test_the_words_are_those_of_a_run():
     one, other = (yaml.safe_load((CONFIG_FOLDER / f"{name}.yaml").read_text()) for name in ("train", "doctor"))
     ours = [word for word in one["defaults"] if word != {"search": None}]  # a sweep is of runs
     assert [("DoctorConfig" if word == "RunConfig" else word) for word in ours] == other["defaults"]
-    register_schemas("train", RunConfig)
     register_schemas("doctor", DoctorConfig)
     words = ["model=bert_nano", "optimizer=adamw", "trainer.max_steps=7"]
     config = compose("doctor", [*words, "doctor=resume"])

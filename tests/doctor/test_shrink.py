@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.preset_folders import CONFIG_FOLDER
-from pretrain.config.run import RunConfig
 from pretrain.doctor.config import Part
 from pretrain.doctor.examination import examine
 from pretrain.doctor.shrink import CONTEXT_LENGTH, shrink, shrink_model, with_dropout
@@ -20,11 +19,6 @@ SIZES = {
     "n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff", "context_length", "sliding_window", "dropout",
     "attention_dropout",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def schemas() -> None:
-    register_schemas("train", RunConfig)
 
 
 @pytest.mark.parametrize("name", PRESETS)

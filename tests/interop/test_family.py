@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from families import shape
 
-from pretrain.config.compose import compose, register_schemas
-from pretrain.config.run import RunConfig
+from pretrain.config.compose import compose
 from pretrain.errors import ConfigError
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import choose_family
@@ -138,7 +137,6 @@ PRESETS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_have_an_architecture(preset: str) -> None:
-    register_schemas("train", RunConfig)
     config: Any = compose("train", [f"model={preset}"])
     assert choose_family(config.model, config.objective.causal, FAMILIES).architecture == PRESETS[preset]
 

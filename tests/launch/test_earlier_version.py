@@ -13,8 +13,7 @@ import torch
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.checkpoint.safetensors_file import TensorFiles
-from pretrain.config.compose import compose, register_schemas
-from pretrain.config.run import RunConfig
+from pretrain.config.compose import compose
 from pretrain.training.launch import launch
 
 SAVED = Path(__file__).parents[1] / "earlier_version"
@@ -25,7 +24,6 @@ ROUNDING = 1e-6  # of float32 weights, as another processor may add in another o
 @pytest.mark.parametrize("name", ["gpt", "bert", "spans", "diffusion"])
 def test_a_run_of_an_earlier_version_resumes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(shutil.copytree(SAVED, tmp_path / "project"))
-    register_schemas("train", RunConfig)
     overrides = [f"resume={name}"]
     launch(compose("train", overrides), overrides)
     reached = open_checkpoint(Path(name) / "checkpoints" / "step-00000008").tensors("model")

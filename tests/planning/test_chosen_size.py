@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrain.config.compose import compose, register_schemas
-from pretrain.config.run import RunConfig
+from pretrain.config.compose import compose
 from pretrain.errors import ConfigError
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import parameter_count
@@ -119,7 +118,6 @@ def test_what_is_typed_stays(plan: Plan) -> None:
     ],
 )  # fmt: skip
 def test_what_no_size_can_do_is_refused(words: list[str], message: str) -> None:
-    register_schemas("train", RunConfig)
     with pytest.raises(ConfigError, match=message):
         compose("train", words)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pretrain.checkpoint.read import open_checkpoint
-from pretrain.config.compose import compose, register_schemas
-from pretrain.config.run import AUTO, RunConfig
+from pretrain.config.compose import compose
+from pretrain.config.run import AUTO
 from pretrain.data.prepare import prepare
 from pretrain.errors import ConfigError
 from pretrain.launch.run_plan import resolve_run
@@ -84,7 +84,6 @@ def test_what_cannot_be_chosen_is_refused(plan: Plan, words: tuple[str, ...], on
 
 @pytest.mark.slow
 def test_a_word_that_is_no_number_is_refused() -> None:
-    register_schemas("train", RunConfig)
     with pytest.raises(ConfigError, match=r"micro_batch_size=most is neither .* auto\. Try micro_batch_size=8\."):
         compose("train", ["batch_size=8", "micro_batch_size=most"])
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pretrain.config.compose import compose, register_schemas
-from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.kernels import device as kernels_device
 from pretrain.kernels.device import device_name, memory_in_use, sum_dtype
@@ -61,7 +60,6 @@ def test_a_shared_run_takes_the_processor_or_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("mac")
 def test_blocks_are_not_compiled() -> None:
-    register_schemas("train", RunConfig)
     with pytest.raises(ConfigError, match=r"Apple GPU \(mps\)\. Try parallel\.compile=false"):
         resolve_auto_settings(compose("train", ["parallel.compile=true"]))
     found = resolve_auto_settings(compose("train", ["trainer.max_steps=-1", "trainer.max_time=600"]))

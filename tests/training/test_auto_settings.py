@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.utils._triton
 
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.run import RunConfig
 from pretrain.config.stages import course_of
 from pretrain.errors import ConfigError
@@ -33,7 +33,6 @@ LONG = ("trainer.max_time=60", "trainer.max_steps=-1")
 
 
 def settings(*words: str) -> RunConfig:
-    register_schemas("train", RunConfig)
     tiny = ("model.n_layers=2", "model.d_model=32", "model.context_length=64", "trainer.precision=fp32", "batch_size=2")
     found: RunConfig = compose("train", [*tiny, *words])
     return found

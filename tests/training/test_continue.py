@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.launch.run_plan import resolve_run
@@ -28,11 +28,6 @@ SHORT = [
     "sample.max_new_tokens=4",
     "logger=csv",
 ]
-
-
-@pytest.fixture(autouse=True)
-def schemas() -> None:
-    register_schemas("train", RunConfig)
 
 
 @pytest.fixture

@@ -296,7 +296,6 @@ def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together_are_refused(words, message):
-    register_schemas("train", RunConfig)
     with pytest.raises(ConfigError, match=message):
         compose("train", words)
 
@@ -312,7 +311,6 @@ def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
 
 @pytest.mark.slow
 def test_doctor_and_plan_refuse_fine_tuning():
-    register_schemas("train", RunConfig)
     with pytest.raises(ConfigError, match=r"data\.kind=pairs fine-tunes, but doctor\.py checks pre-training only"):
         shrink(compose("train", ["data=pairs", "data.path=x"]))
     register_schemas("plan", PlanConfig)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.run import RunConfig
 from pretrain.training.run_length import course_from, run_length
 from pretrain.training.startup_summary import rate_change
@@ -20,7 +20,6 @@ LONGER = (
 
 
 def config(*words: str) -> RunConfig:
-    register_schemas("train", RunConfig)
     composed: RunConfig = compose("train", ["model.context_length=32", "batch_size=4", *words])
     return composed
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.training import memory
@@ -16,7 +16,6 @@ CPU = torch.device("cpu")
 
 
 def settings(*words: str) -> RunConfig:
-    register_schemas("train", RunConfig)
     found: RunConfig = compose("train", ["model.context_length=256", "model.d_model=128", "model.n_layers=4", *words])
     return found
 

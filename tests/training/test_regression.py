@@ -9,8 +9,7 @@ import pytest
 import torch
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
-from pretrain.config.compose import compose, register_schemas
-from pretrain.config.run import RunConfig
+from pretrain.config.compose import compose
 from pretrain.config.scripts import ExportConfig
 from pretrain.data.fine_tuning_config import LabelledTextConfig
 from pretrain.data.prepare import prepare
@@ -140,6 +139,5 @@ def test_a_damaged_number_is_found(tiny, tmp_path):
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(words, message):
-    register_schemas("train", RunConfig)
     with pytest.raises(ConfigError, match=message):
         compose("train", words)

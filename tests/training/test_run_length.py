@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.config.compose import compose, register_schemas
+from pretrain.config.compose import compose
 from pretrain.config.run import RunConfig
 from pretrain.config.stages import course_of
 from pretrain.errors import ConfigError
@@ -16,7 +16,6 @@ from pretrain.training.run_length import run_length as length_in
 
 
 def config(*words: str) -> RunConfig:
-    register_schemas("train", RunConfig)
     composed: RunConfig = compose("train", [*words, "model.context_length=32", "batch_size=4"])
     return composed
 
