@@ -2,7 +2,7 @@
 
 A dense mask makes attention compute a score for every pair of positions of a row, also for the pairs that belong to two
 documents. Here the documents of a batch are gathered into groups of like length, each padded to its longest, and every
-group attends by itself. Fine-tuning on short texts takes two to five times less of attention so.
+group attends by itself, so that fine-tuning on sentences computes few scores that a mask would throw away.
 
 Shapes: B batch, T positions, H query heads, K key and value heads, D head_dim, N documents of a group, L their length.
 """
