@@ -239,6 +239,7 @@ def words(arguments: argparse.Namespace) -> str:
     typed = [f"--tasks {' '.join(arguments.tasks)}", f"--examples {arguments.examples}"]
     typed += [f"--whole {' '.join(arguments.whole)}"] if arguments.whole else []
     typed += ["--no-floor"] if arguments.no_floor else []
+    typed += [f"--minutes {arguments.minutes:g}"] if str(arguments.base) == "own" else []
     typed += [f"--rates {' '.join(f'{rate:g}' for rate in arguments.rates)}"]
     typed += [f"--seeds {' '.join(map(str, arguments.seeds))}"]
     typed += [f"--other-seeds {' '.join(map(str, arguments.other_seeds))}"] if arguments.other_seeds else []

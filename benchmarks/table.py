@@ -186,14 +186,14 @@ def objectives(result: dict[str, Any]) -> str:
     for (passes, name), cells in groups.items():
         bound = "bits_per_byte_bound" in cells[0]
         likelihood = spread([cell["bits_per_byte_bound" if bound else "bits_per_byte"] for cell in cells], shown)
-        shares = (
+        pairs, *shares = (
             spread([cell[key] for cell in cells if key in cell], percent)
             for key in ("minimal_pairs", "infill_1", "infill_3", "infill_8")
         )
-        seconds = f"{fmean(cell['seconds'] for cell in cells):,.0f}"
-        rows.append([passes, name, f"{len(cells)}", f"{'at most ' * bound}{likelihood}", *shares, seconds])
         masked = [cell["minimal_pairs_masked"] for cell in cells if "minimal_pairs_masked" in cell]
-        rows[-1][4] += f"; as a masked model {spread(masked, percent)}" if masked else ""
+        pairs += f"; as a masked model {spread(masked, percent)}" if masked else ""
+        seconds = f"{fmean(cell['seconds'] for cell in cells):,.0f}"
+        rows.append((passes, name, f"{len(cells)}", f"{'at most ' * bound}{likelihood}", pairs, *shares, seconds))
     head = (
         "passes",
         "objective",

@@ -190,9 +190,8 @@ class Scorer:
     def _windows(self, row: Ints) -> list[Passage]:
         """Return the ids of a document, of any length, as passages; the last target of one is the next one's input."""
         length = self.model.config.context_length
-        if self.model.causal and self.pseudo_likelihood:
-            return [Passage(row[start : start + length], 1) for start in range(0, len(row) - 1, length - 1)]
-        if self.bound is not None and self.bound.shift_targets:
+        hybrid = self.model.causal and self.pseudo_likelihood
+        if hybrid or (self.bound is not None and self.bound.shift_targets):  # the position before predicts a token
             return [Passage(row[start : start + length], 1) for start in range(0, len(row) - 1, length - 1)]
         if self.causal:
             return [Passage(row[start : start + length + 1], 1) for start in range(0, len(row) - 1, length)]

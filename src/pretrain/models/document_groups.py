@@ -36,7 +36,7 @@ def document_groups(
 ) -> tuple[DocumentGroup, ...] | None:
     """Return the groups of a batch's documents, int (B, T), or None where a dense mask is as fast or the only way.
 
-    Positions of equal number in a row are one document, so that a document with another one inside it has no group.
+    Positions of equal number in a row are one document, also where they are not contiguous: then there are no groups.
     """
     rows, length = documents.shape
     if length < _SHORTEST_ROW[dropout] or documents.device.type != "cpu":
@@ -46,21 +46,22 @@ def document_groups(
     starts = begins.flatten().nonzero().squeeze(1)
     lengths = torch.diff(starts, append=torch.tensor([rows * length]))
     padded = (2 ** torch.ceil(torch.log2(lengths.float()))).long().clamp(min=_SHORTEST)
-    if int((padded**2).sum()) > _MOST_PAIRS * rows * length**2 or _is_scattered(documents, starts):
+    if int((padded**2).sum()) > _MOST_PAIRS * rows * length**2 or not _are_contiguous(documents, starts):
         return None
     return tuple(
         _group(causal, window, starts[padded == size], lengths[padded == size]) for size in padded.unique().tolist()
     )
 
 
-def _is_scattered(documents: Tensor, starts: Tensor) -> bool:
-    """Return whether a document has positions in two places of its row."""
+def _are_contiguous(documents: Tensor, starts: Tensor) -> bool:
+    """Return whether no document of (B, T) begins twice in its row; `starts` are indices into the flattened batch."""
     row = starts // documents.shape[1]
     names = torch.stack((row, documents.flatten()[starts].long()))
-    return names.unique(dim=1).shape[1] < len(starts)
+    return names.unique(dim=1).shape[1] == len(starts)
 
 
 def _group(causal: bool, window: int | None, starts: Tensor, lengths: Tensor) -> DocumentGroup:
+    """Return the group of documents that start at `starts` (N,) of the flattened batch and have `lengths` (N,)."""
     offsets = torch.arange(int(lengths.max()))
     filled = offsets < lengths.unsqueeze(1)
     positions = starts.unsqueeze(1) + torch.minimum(offsets, lengths.unsqueeze(1) - 1)
