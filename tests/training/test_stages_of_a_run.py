@@ -166,6 +166,9 @@ def test_stages_are_entered_late_by_a_run_that_had_none(tiny, reads: Reads) -> N
     first = Path(trained(tiny, *ENCODER, "trainer.max_steps=6").folder)
     late = ["stages.past.until_steps=4", "stages.past.batch_size=1", "stages.now.until_tokens=1280"]
     late += ["stages.now.model.context_length=64", "stages.now.batch_size=2", "stages.then.batch_size=1"]
+    with pytest.raises(ConfigError, match=r"stages\.now: null in the run, (.|\n)*stages\.now,stages\.past"):
+        trained(tiny, *ENCODER, "trainer.max_steps=12", *late, f"resume={first}")
+    late.append("allow_change=[stages.past,stages.now]")  # steps 1 to 6 had no such settings
     for killed_at in (8, None):
         reads.killed_at = killed_at
         try:
@@ -178,6 +181,36 @@ def test_stages_are_entered_late_by_a_run_that_had_none(tiny, reads: Reads) -> N
     samples = [sample for step in range(12) for sample in reads.by_step[step].sample_indices.tolist()]
     assert samples == list(range(34))
     assert [row.id.partition("/")[0] for row in (reads.rows[6][0], reads.rows[11][0])] == ["now", "then"]
+
+
+@pytest.mark.long
+def test_a_longer_run_keeps_the_ends_of_stages_that_have_ended(tiny, reads: Reads) -> None:
+    tiny.words = [word for word in tiny.words if not word.startswith("trainer.max_steps")]
+    words = [*ENCODER, "stages.short.until_fraction=0.75", "stages.long.model.context_length=64"]
+    first = Path(trained(tiny, *words, "trainer.max_steps=8").folder)
+    longer = ["trainer.max_steps=12", f"resume={first}"]
+    for typed, message in [
+        (
+            "stages.short.until_fraction=0.5",
+            r"short\.until_fraction=0\.5 moves the end of a stage that ended at step 6",
+        ),
+        ("stages.long.until_steps=7", r"long\.until_steps=7 is step 7, and the run ends at step 12"),
+        ("stages={a: {until_steps: 3}, b: {}}", r"stages\.long: .* in the run, null now"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            trained(tiny, *ENCODER, typed, *longer)
+    cut = ["stages.long.until_steps=7", "stages.more.batch_size=1"]
+    with pytest.raises(ConfigError, match=r"stages\.long trained the steps 7 to 8\. Try stages\.long\.until_steps=8"):
+        trained(tiny, *ENCODER, *cut, "allow_change=[stages.more]", *longer)
+    report = trained(tiny, *words, *longer)
+    assert report.steps == 12
+    assert [reads.by_step[step].tokens.shape[1] for step in (5, 6, 8, 11)] == [32, 64, 64, 64]
+    history = read_run(first).history
+    assert history is not None
+    assert [(stage.name, stage.begin) for stage in history.stages] == [("short", 0), ("long", 6)]
+    report = trained(tiny, *words, "trainer.max_steps=14", f"resume={first}")  # the words of the first start, again
+    assert report.steps == 14
+    assert reads.by_step[13].tokens.shape[1] == 64
 
 
 def _share_of_numbers(reads: Reads, steps: range) -> float:
@@ -203,6 +236,10 @@ def _share_of_numbers(reads: Reads, steps: range) -> float:
         (["stages.b.model.context_length=abc"], r"stages\.b\.model\.context_length=abc does not fit: Value 'abc'"),
         (["stages.b.batch_size=7", "micro_batch_size=8"], r"in stages\.b: batch_size=7 is not a whole number of micro"),
         (["stages.a.objective.kind=causal"], r"objective\.kind=causal attends in another direction than"),
+        (
+            ["stages.b={model.rope_base: 1e6, model: {rope_base: 1e5}}"],
+            r"stages\.b\.model\.rope_base=100000\.0 is set twice, under one name with points and in a mapping",
+        ),
         (["stages.d=3"], r"stages\.d=3 is not a mapping\. Try"),
         (["stages={a b: {until_steps: 3}}"], r"stages\.a b is not a name for a stage.*Try stages\.a_b"),
         (["trainer.max_epochs=2"], r"trainer\.max_epochs=2 counts passes over rows, and with stages"),

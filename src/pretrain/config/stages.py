@@ -17,7 +17,7 @@ from pretrain.config.run import RunConfig
 from pretrain.config.serialize import UnfitError, flat, objects_of, to_dict
 from pretrain.config.setting import check_bounds
 from pretrain.data.batch_sizes import BatchSizes, StepSize
-from pretrain.data.config import Mode
+from pretrain.data.config import DataConfig, Mode
 from pretrain.errors import ConfigError, nearest, shown
 from pretrain.models.choices import Position
 from pretrain.training.config import StageEnd
@@ -109,21 +109,48 @@ def course_of(config: RunConfig, sizes: BatchSizes | None = None, step: int = 0)
 def check_stages(config: RunConfig) -> dict[str, Any]:
     """Return the stages of a run as plain nested data, after a check of all of them.
 
-    Raises ConfigError for a name, a setting or an end that does not fit, and for settings that no run could have.
+    Where `resume` is given they are a part of those of the run, and `check_course` follows once both are merged. Raises
+    ConfigError for a name, a setting or an end that does not fit, and for settings that no run could have.
     """
     stages = {str(name): _nested(str(name), entry) for name, entry in config.stages.items() if entry is not None}
-    checked = replace(config, stages={})
-    checked.stages = stages
     for name, entry in stages.items():
-        _check_entry(name, entry, is_last=name == list(stages)[-1])
-    _check_lengths(checked)
-    length = checked.trainer
-    if length.max_steps is None:  # a rule decides it once the text is known
-        length = replace(length, max_steps=_UNKNOWN_LENGTH)
-    for_order = replace(checked, stages={}, trainer=length)
-    for_order.stages = stages
-    course_of(for_order)
+        _check_entry(name, entry)
+    if not config.resume:
+        check_course(_with_stages(config, stages))
     return stages
+
+
+def check_course(config: RunConfig) -> None:
+    """Raise ConfigError for stages of which one has no end or ends too early, and for settings that no run can have."""
+    for name in list(config.stages)[:-1]:
+        if not StageEnd(**_end_in(config.stages[name])).words():
+            raise ConfigError(
+                f"stages.{name} has no end, and another stage follows. "
+                f"Give one, such as stages.{name}.until_fraction=0.5."
+            )
+    _check_lengths(config)
+    course_of(_of_some_length(config))
+
+
+def stage_texts(config: RunConfig) -> list[DataConfig]:
+    """Return the settings of the text of each stage that reads another text than the stage before it."""
+    stages = course_of(_of_some_length(config)).stages if config.stages else []
+    return [stage.config.data for stage in stages if stage.text == stage.name]
+
+
+def _of_some_length(config: RunConfig) -> RunConfig:
+    """Return the settings with a length where a rule decides it once the text is known."""
+    if config.trainer.max_steps is not None:
+        return config
+    trainer = replace(config.trainer, max_steps=_UNKNOWN_LENGTH)
+    return _with_stages(replace(config, stages={}, trainer=trainer), config.stages)
+
+
+def _with_stages(config: RunConfig, stages: dict[str, Any]) -> RunConfig:
+    """Return the settings with stages that are plain nested data and not checked again."""
+    changed = replace(config, stages={})
+    changed.stages = stages
+    return changed
 
 
 def _nested(name: str, entry: Any) -> dict[str, Any]:
@@ -140,23 +167,33 @@ def _nested(name: str, entry: Any) -> dict[str, Any]:
         )
     nested: dict[str, Any] = {}
     for key, value in entry.items():
-        *above, last = str(key).split(".")
-        level = nested
-        for part in above:
-            level = level.setdefault(part, {})
-        level[last] = _nested_value(value)
+        _set_nested(nested, name, str(key), value)
     return nested
 
 
-def _nested_value(value: Any) -> Any:
-    return {str(name): _nested_value(each) for name, each in value.items()} if isinstance(value, dict) else value
+def _set_nested(nested: dict[str, Any], stage: str, key: str, value: Any) -> None:
+    """Set a setting by its name with points, or several by a mapping; raises ConfigError for one set twice."""
+    if isinstance(value, dict) and value:
+        for below, each in value.items():
+            _set_nested(nested, stage, f"{key}.{below}", each)
+        return
+    *above, last = key.split(".")
+    level: Any = nested
+    for part in above:
+        level = level.setdefault(part, {}) if isinstance(level, dict) else level
+    if not isinstance(level, dict) or last in level:
+        raise ConfigError(
+            f"stages.{stage}.{key}={shown(value)} is set twice, under one name with points and in a mapping. Write it "
+            "in one of both."
+        )
+    level[last] = value
 
 
 def _end_in(entry: dict[str, Any]) -> dict[str, Any]:
     return {name: entry[name] for name in ENDS if name in entry}
 
 
-def _check_entry(name: str, entry: dict[str, Any], is_last: bool) -> None:
+def _check_entry(name: str, entry: dict[str, Any]) -> None:
     """Raise ConfigError for an end that cannot be, and for a setting that a stage cannot change."""
     given = {key: value for key, value in _end_in(entry).items() if value is not None}
     for key, value in given.items():
@@ -170,10 +207,9 @@ def _check_entry(name: str, entry: dict[str, Any], is_last: bool) -> None:
         check_bounds(StageEnd(**given))
     except ConfigError as error:
         raise ConfigError(str(error).replace("stages.<name>.", f"stages.{name}.")) from error
-    if len(given) > 1 or (not given and not is_last):
+    if len(given) > 1:
         found = " and ".join(f"stages.{name}.{key}={shown(value)}" for key, value in given.items())
-        why = f"{found} give one end in two ways" if given else f"stages.{name} has no end, and another stage follows"
-        raise ConfigError(f"{why}. Give one, such as stages.{name}.until_fraction=0.5.")
+        raise ConfigError(f"{found} give one end in two ways. Give one, such as stages.{name}.until_fraction=0.5.")
     for key, _ in _changes(entry):
         if not _within(key, MAY_CHANGE) or _within(key, _MAY_NOT):
             known = ", ".join(each for each in MAY_CHANGE)

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pretrain.data.collate import Rows, read_rows
+from pretrain.data.collate import IGNORE, Rows, read_rows
 from pretrain.data.config import DataConfig
 from pretrain.data.packing import documents_without_target, plan_rows
 from pretrain.data.shuffle import Shuffle
 from pretrain.data.token_store.store import Store
+from pretrain.data.truncation import truncated
 from pretrain.errors import DataError
 
 
@@ -31,6 +32,7 @@ class ShuffledRows:
         self.pad_id = pad_id
         self.reset_positions = config.document_mask
         self.document_mask = config.document_mask
+        self._truncates = config.has_labels or config.has_related  # several texts may be one document
 
     def __len__(self) -> int:
         """Return the number of rows in an epoch."""
@@ -57,9 +59,35 @@ class ShuffledRows:
     def read(self, rows: np.ndarray) -> Rows:
         """Return rows of the plan by number, (len(rows), row_length)."""
         batch = read_rows(self.store, self.plan, rows, self.pad_id, self.reset_positions)
+        for row in self._truncated_rows(rows) if self._truncates else ():
+            self._truncate(batch, row, int(rows[row]))
         if self.document_mask:
             return batch
         return replace(batch, documents=np.minimum(batch.documents, 0))  # one document per row
+
+    def truncated_documents(self) -> int:
+        """Return the number of documents of several texts that are longer than a row, so that texts lose their ends."""
+        return int((self.store.document_lengths() > self.plan.row_length).sum()) if self._truncates else 0
+
+    def tokens_of(self, document: int, offset: int, length: int) -> np.ndarray:
+        """Return the ids of a piece of a document, as they are read, (length,)."""
+        ids = self.store.document(document)
+        return truncated(ids, length) if self._truncates else ids[offset : offset + length]
+
+    def _truncated_rows(self, rows: np.ndarray) -> list[int]:
+        """Return which of these rows (B,) hold a document that is longer than they are."""
+        counts, documents, _, _ = self.plan.pieces(rows)
+        first = documents[np.cumsum(counts) - counts]
+        return np.flatnonzero(self.store.document_lengths()[first] > self.plan.row_length).tolist()
+
+    def _truncate(self, batch: Rows, row: int, number: int) -> None:
+        """Write a row's only document, truncated, over its beginning."""
+        _, documents, offsets, lengths = self.plan.pieces(np.array([number]))
+        ids = self.tokens_of(int(documents[0]), int(offsets[0]), int(lengths[0])).astype(np.int64)
+        batch.tokens[row], batch.next_tokens[row] = self.pad_id, IGNORE
+        batch.tokens[row, : len(ids)] = ids
+        batch.next_tokens[row, : len(ids) - 1] = ids[1:]
+        batch.documents[row, len(ids) :] = -1
 
 
 def validation_rows(store: Store, config: DataConfig, row_length: int, pad_id: int) -> ShuffledRows | None:
@@ -97,6 +125,6 @@ class RowOrigin:
         store = self.stream.store
         pieces = []
         for document, offset, length in zip(documents.tolist(), offsets.tolist(), lengths.tolist(), strict=True):
-            tokens = store.document(document)[offset : offset + length].tolist()
+            tokens = self.stream.tokens_of(document, offset, length).tolist()
             pieces.append((document, store.document_name(document), offset, tokens))
         return pieces

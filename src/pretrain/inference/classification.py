@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pretrain.data.collate import Rows
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.data.truncation import truncated
 from pretrain.errors import ConfigError
 from pretrain.models.interface import LanguageModule, hidden_states
 from pretrain.objectives.batch import Batch
@@ -74,7 +75,7 @@ def _read(
     """Yield batches of texts of like length: their numbers, hidden states (B, T, d) and batch."""
     device = next(model.parameters()).device
     pairs = [(text, None) if isinstance(text, str) else text for text in texts]
-    documents = [ids[: model.config.context_length] for ids in tokenizer.encode_text_pairs(pairs)]
+    documents = [truncated(ids, model.config.context_length) for ids in tokenizer.encode_text_pairs(pairs)]
     order = sorted(range(len(documents)), key=lambda number: len(documents[number]))  # by length: little padding
     for start in range(0, len(order), BATCH_SIZE):
         chosen = order[start : start + BATCH_SIZE]

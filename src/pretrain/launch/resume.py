@@ -13,16 +13,18 @@ from pretrain.config.preset_folders import is_group
 from pretrain.config.renamed import with_current_name
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
-from pretrain.config.stages import ENDS, course_of
+from pretrain.config.stages import ENDS
 from pretrain.config.typed_lengths import other_warmups
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.errors import CheckpointError, ConfigError, shown
 from pretrain.launch.rank import log, under_launcher
 from pretrain.launch.remote_runs import local_run, restore_newest
+from pretrain.launch.resumed_stages import check_trained, keep_ends, new_and_begun, trained_stages
 
 # settings that determine the result of a run: a resume must keep them, or allow each change by name
 _RESUME_CRITICAL = (
-    "seed", "batch_size", "init_from", "data", "tokenizer", "objective", "model", "lora", "optimizer", "schedule",
+    "seed", "batch_size", "batch_warmup_rows", "batch_warmup_tokens", "init_from", "data", "tokenizer", "objective",
+    "model", "lora", "optimizer", "schedule",
 )  # fmt: skip
 _RESUME_CRITICAL_TRAINER = (
     "trainer.precision", "trainer.half_residual_stream", "trainer.loss_scale_growth_interval",
@@ -109,17 +111,26 @@ def merge(config: RunConfig, overrides: list[str], resumed: Checkpoint) -> RunCo
     base = typed["init_from"]
     if base is None or _is_same_path(base, saved["init_from"]):  # None: a resumed run needs no base
         merged["init_from"] = saved["init_from"]
-    _check_changes(saved, merged, config.allow_change, _begun_stages(before, resumed))
-    return as_config(merged)
+    trained = trained_stages(before, saved_sizes(resumed), resumed.step)
+    keep_ends(trained, saved, merged)
+    new = new_and_begun(trained, before, as_config(merged)) if merged["stages"] else []
+    _check_changes(saved, merged, config.allow_change, [*trained.begins, *new])
+    final = as_config(merged)
+    check_trained(trained, final)
+    return final
 
 
 def _apply(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: dict[str, str]) -> None:
     """Write one override into `merged`; `earlier` are the overrides of earlier starts by key."""
     key = _key_of(word)
+    repeated = earlier.get(key) == word.lstrip("+")
     if key in ("resume", "paths.run_dir", *_RESOLVED_ONCE) or word == f"model={IMPORTED}":
         return
-    if key == "experiment":
-        if earlier and earlier.get(key) != word.lstrip("+"):
+    if key.split(".")[0] == "stages":
+        if not repeated:  # what the run was started with may be saved in another form since: `keep_ends`
+            _set_in_stages(merged, key, _get(typed, key))
+    elif key == "experiment":
+        if earlier and not repeated:
             raise ConfigError(
                 f"{word} sets many settings, and the resumed run was started "
                 f"{earlier.get(key, 'without an experiment')}. "
@@ -127,16 +138,30 @@ def _apply(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: di
             )
     elif not is_group(key):
         _set(merged, key, _get(typed, key))
-        for other in other_warmups(key) if earlier.get(key) != word.lstrip("+") else ():  # repeated, it changes nothing
+        for other in () if repeated else other_warmups(key):  # repeated, it changes nothing
             _set(merged, other, _get(typed, other))
-    elif earlier.get(key) != word.lstrip("+"):
-        key = _FILLED.get(key, key)
-        old, new = merged.get(key), typed.get(key)
-        merged[key] = new
-        for name in earlier:  # earlier overrides within the group stay, but for entries that were not chosen again
-            within = name.startswith(f"{key}.") and (key not in SECTIONS or name.split(".")[1] in (new or ()))
-            if within and isinstance(old, dict) and isinstance(new, dict):
-                _set(merged, name, _get({key: old}, name))
+    elif not repeated:
+        _apply_group(_FILLED.get(key, key), merged, typed, earlier)
+
+
+def _apply_group(key: str, merged: dict[str, Any], typed: dict[str, Any], earlier: dict[str, str]) -> None:
+    """Write a chosen preset of a group into `merged`."""
+    old, new = merged.get(key), typed.get(key)
+    merged[key] = new
+    for name in earlier:  # earlier overrides within the group stay, but for entries that were not chosen again
+        within = name.startswith(f"{key}.") and (key not in SECTIONS or name.split(".")[1] in (new or ()))
+        if within and isinstance(old, dict) and isinstance(new, dict):
+            _set(merged, name, _get({key: old}, name))
+
+
+def _set_in_stages(merged: dict[str, Any], key: str, value: Any) -> None:
+    """Set what a stage has; it has one end, the one typed last."""
+    _set(merged, key, value)
+    section, _, rest = key.partition(".")
+    name, _, end = rest.partition(".")
+    if end in ENDS:
+        entry = merged[section][name]
+        merged[section][name] = {each: entry[each] for each in entry if each == end or each not in ENDS}
 
 
 def _apply_devices(merged: dict[str, Any], typed: dict[str, Any], overrides: list[str]) -> None:
@@ -145,14 +170,6 @@ def _apply_devices(merged: dict[str, Any], typed: dict[str, Any], overrides: lis
     if under_launcher() or any(word.lstrip("+").startswith(("trainer=", "trainer.devices=")) for word in overrides):
         trainer["devices"] = typed["trainer"]["devices"]
     trainer["num_nodes"] = typed["trainer"]["num_nodes"]
-
-
-def _begun_stages(config: RunConfig, resumed: Checkpoint) -> list[str]:
-    """Return the names of the stages that a resumed run has begun."""
-    if not config.stages:
-        return []
-    course = course_of(config, saved_sizes(resumed), resumed.step)
-    return [stage.name for stage in course.stages if stage.begin < resumed.step]
 
 
 def saved_sizes(checkpoint: Checkpoint) -> BatchSizes:

@@ -13,7 +13,7 @@ from pretrain.checkpoint.upload import Uploads
 from pretrain.config.registry import load_plugins
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
-from pretrain.config.stages import course_of
+from pretrain.config.stages import check_course, stage_texts
 from pretrain.data.config import DataConfig
 from pretrain.data.prepare import prepare
 from pretrain.errors import CheckpointError
@@ -99,6 +99,7 @@ def resolve_run(config: RunConfig, overrides: list[str]) -> RunPlan:
         config = merge(config, overrides, resumed)
         refuse_unnamed(config.callbacks, config.loggers, classes)
     else:
+        check_course(config)
         folder = _new_folder(config)
     typed = overrides_of_the_run(overrides, resumed.typed if resumed else [])
     after = newest_save(Path(config.paths.logs_dir), folder)
@@ -116,8 +117,7 @@ def prepare_text(config: RunConfig) -> None:
 
 def texts_of(config: RunConfig) -> list[DataConfig]:
     """Return the settings of the text of a run, and those of each stage that reads another text."""
-    stages = course_of(config).stages if config.stages else []
-    return [config.data, *(stage.config.data for stage in stages if stage.text == stage.name)]
+    return [config.data, *stage_texts(config)]
 
 
 def _new_folder(config: RunConfig) -> Path:

@@ -68,6 +68,18 @@ def excluded_pairs(data: TextDataModule) -> list[str]:
     return warnings
 
 
+def truncated_documents(data: TextDataModule) -> list[str]:
+    """Return a warning for each source with texts or pairs that are longer than a row, so that they lose their ends."""
+    streams = data.train_stream.streams if isinstance(data.train_stream, MixtureDataset) else {}
+    return [
+        f"{f'source {name}: ' if name else ''}{count:,} of {rows.store.n_documents:,} examples have more than the "
+        f"{rows.plan.row_length} tokens of a row, up to {int(rows.store.document_lengths().max()):,}: the longest text "
+        "of each loses its end first. Try a larger model.context_length."
+        for name, rows in streams.items()
+        if (count := rows.truncated_documents())
+    ]
+
+
 def _check_direction(config: RunConfig, base: ModelFolder, left_to_right: bool) -> None:
     """Raise ConfigError for attention that the base was not trained with."""
     if left_to_right is not base.objective.causal and not (base.objective.fills_masks and not left_to_right):

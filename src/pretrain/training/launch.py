@@ -63,7 +63,7 @@ def train_to_end(config: RunConfig | None, overrides: list[str]) -> Path:
             return run_plan.folder
         assert config is not None
         config = with_devices(config)
-        for text in texts_of(config):
+        for text in [config.data] if config.resume else texts_of(config):  # `resume` may bring other stages
             check_files(text)
         run_plan = resolve_run(config, overrides)
         with unused_folder_removed(run_plan):

@@ -20,7 +20,7 @@ from pretrain.models.interface import LanguageModule
 from pretrain.models.lora import adapted, trainable
 from pretrain.planning.scaling import data_warnings, source_warnings
 from pretrain.training.datamodule import TextDataModule
-from pretrain.training.fine_tuning import excluded_pairs
+from pretrain.training.fine_tuning import excluded_pairs, truncated_documents
 from pretrain.training.run_length import RunLength, course_from, run_length, schedule_of
 from pretrain.training.validation import validation_warnings
 
@@ -119,7 +119,8 @@ def startup_warnings(
         warnings.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: the learning rate never decays.")
     elif steps is not None and (shortened := replace(config.schedule, warmup_steps=warmup).shortened_decay(steps)):
         warnings.append(shortened)
-    return warnings + excluded_pairs(data) + validation_warnings(without_validation, data.validation_streams)
+    warnings += excluded_pairs(data) + truncated_documents(data)
+    return warnings + validation_warnings(without_validation, data.validation_streams)
 
 
 def rate_change(resumed: Checkpoint, length: RunLength, batch_sizes: BatchSizes) -> str | None:
