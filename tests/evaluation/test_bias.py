@@ -127,6 +127,9 @@ def test_causal_and_diffusion_models_are_scored_on_whole_sentences() -> None:
     model = random_model(shape("bert"), BYTES.vocab_size, causal=False).eval()
     found = score_stereotypes(Scorer(model, BYTES, bound=BoundEstimate(2)), PAIRS)
     assert found["ties"] == 1
+    directions = [each for each in PAIRS if each.direction]
+    untied = sum(int(found.get(f"{each}/pairs", 0)) for each in ("stereo", "antistereo"))
+    assert untied == len(directions) - sum(each.more == each.less for each in directions)  # as the published script
 
 
 def test_pairs_are_read_from_a_table_and_scored_in_training(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """GLUE: files as published, metrics as defined, and fine-tunings that a restart does not repeat."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,12 +95,13 @@ def test_what_is_not_glue_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_result_that_a_killed_process_began_is_left_out(tmp_path: Path) -> None:
-    path, one = tmp_path / glue.RESULTS, glue.Try("RTE", 1e-4, 0)
+    path, one = tmp_path / glue.RESULTS, glue.Try("RTE", 1e-4, 0, "f00d")
     glue.Results(path).add("held_out", one, {"score": 0.5})
     whole = path.read_text()
     path.write_text(whole + whole[:-9])
     again = glue.Results(path)
     assert again.found == {("held_out", one): {"score": 0.5}}
+    assert ("held_out", replace(one, text="beef")) not in again.found  # of files that have changed
     again.add("dev", one, {"score": 0.75})
     assert glue.Results(path).found == {("held_out", one): {"score": 0.5}, ("dev", one): {"score": 0.75}}
 

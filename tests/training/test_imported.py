@@ -61,6 +61,11 @@ def test_a_masked_model_brings_its_objective_along(tiny, tmp_path):
     assert tiny.config(*imported(tiny, folder)).objective.kind == "masked"
     assert tiny.config(*imported(tiny, folder, "objective=masked_30")).objective.mask_probability == 0.3
     assert tiny.config(*imported(tiny, folder, "objective=causal")).objective.kind == "causal"
+    spans = ["objective.mask_probability=0.25", "objective.unit=span", "objective.z_loss=1e-4"]
+    report = run(tiny.plan("model=bert_nano", *spans, "trainer.max_steps=1", "schedule.warmup_steps=0"))
+    brought = tiny.config(*imported(tiny, Path(report.folder))).objective
+    assert brought == open_model(report.folder).objective
+    assert (brought.mask_probability, brought.unit.name, brought.z_loss) == (0.25, "span", 1e-4)
 
 
 @pytest.mark.slow

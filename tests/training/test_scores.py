@@ -21,7 +21,7 @@ from pretrain.reports.write import write_report
 from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.callbacks.sample_prompts import SamplePrompt
 from pretrain.training.callbacks.samples import Writer
-from pretrain.training.callbacks.scores import Scores, open_sts, open_tasks
+from pretrain.training.callbacks.scores import Scores, open_haystacks, open_tasks, open_vector_tasks
 from pretrain.training.throughput import Throughput
 from pretrain.training.train import run
 
@@ -43,7 +43,17 @@ def files(tmp_path: Path) -> dict[str, str]:
         (tmp_path / f"{name}.jsonl").write_text(2 * (json.dumps(record) + "\n"))
     sts = tmp_path / "sts.tsv"
     sts.write_text("sentence1\tsentence2\tscore\nthe fox\ta fox\t5\nthe fox\tgold\t0\nthe sun\tsun\t4\n")
-    return {name: str(tmp_path / f"{name}.jsonl") for name in records} | {"sts": str(sts)}
+    retrieval = tmp_path / "foxes"
+    (retrieval / "qrels").mkdir(parents=True)
+    (retrieval / "queries.jsonl").write_text('{"_id": "q", "text": "a fox"}\n')
+    texts = ("the fox jumps", "gold", "the sun")
+    passages = [json.dumps({"_id": str(number), "text": text}) for number, text in enumerate(texts)]
+    (retrieval / "corpus.jsonl").write_text("\n".join(passages))
+    (retrieval / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t0\t1\n")
+    needle = tmp_path / "long.txt"
+    needle.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    others = {"sts": str(sts), "retrieval": str(retrieval), "needle": str(needle)}
+    return {name: str(tmp_path / f"{name}.jsonl") for name in records} | others
 
 
 def words(files: dict[str, str], *tasks: str) -> list[str]:
@@ -61,21 +71,23 @@ def curves(folder: str) -> dict[str, dict[int, float]]:
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["gpt_nano", "bert_nano"])
 def test_a_run_is_scored_on_the_way_and_trains_as_without(tiny: Any, files: dict[str, str], model: str) -> None:
-    tasks = ["minimal_pairs", "multiple_choice", "sts", *(["cloze"] if model == "gpt_nano" else [])]
-    usual = [f"model={model}", "batch_size=4", "micro_batch_size=2"]
+    tasks = ["minimal_pairs", "multiple_choice", "sts", "retrieval"]
+    tasks += ["cloze", "needle"] if model == "gpt_nano" else []
+    usual = [f"model={model}", "batch_size=4", "micro_batch_size=2", "model.context_length=160"]
     plain = run(tiny.plan(*usual, f"paths.run_dir={tiny.folder / 'plain'}"))
     report = run(
         tiny.plan(*usual, "scores.every_n_steps=5", *words(files, *tasks), f"paths.run_dir={tiny.folder / 'scored'}")
     )
     found = curves(report.folder)
-    names = {task: f"{Path(files['sts']).parent.name}-sts" if task == "sts" else task for task in tasks}
+    own = {"sts": f"{Path(files['sts']).parent.name}-sts", "retrieval": "foxes", "needle": "needle-long"}
+    names = {task: own.get(task, task) for task in tasks}
     assert {name.split("/")[1] for name in found} == set(names.values())
     assert all(list(curve) == [5, 10, 12] for curve in found.values())
     assert not curves(plain.folder)
     for part in ("model", "optimizer", "random"):
         one, other = (open_checkpoint(Path(each.folder)).tensors(part) for each in (plain, report))
         assert all(torch.equal(one[name], other[name]) for name in one)
-    for task in tasks:
+    for task in (each for each in tasks if each != "needle"):  # its texts are documents of a corpus then
         afterwards = score(EvalConfig(task=Task[task], path=files[task]), report.folder)
         for name, value in afterwards.items():
             if (key := f"eval/{names[task]}/{name}") in found:
@@ -83,7 +95,8 @@ def test_a_run_is_scored_on_the_way_and_trains_as_without(tiny: Any, files: dict
     assert "eval/minimal_pairs/accuracy" in found
     per_byte = "bits_per_byte" if model == "gpt_nano" else "pseudo_bits_per_byte"
     assert {"eval/multiple_choice/accuracy_per_byte", f"eval/multiple_choice/{per_byte}"} <= set(found)
-    assert f"eval/{names['sts']}/spearman" in found
+    assert {f"eval/{names['sts']}/spearman", "eval/foxes/ndcg@10"} <= set(found)
+    assert ("eval/needle-long/accuracy" in found) is (model == "gpt_nano")
     assert "eval/minimal_pairs/phenomenon/word_order" in found
     page = write_report(Path(report.folder)).read_text()
     assert "Tasks that scored the model while it trained" in page
@@ -119,10 +132,30 @@ def test_wrong_files_are_refused_before_the_training(tiny: Any, files: dict[str,
     with pytest.raises(ConfigError, match="scores names two files called minimal_pairs, whose metrics would collide"):
         open_tasks(twice, completes=True)
     with pytest.raises(ConfigError, match=r"scores\.sts names two files called .*-sts, whose metrics would collide"):
-        open_sts(ScoresConfig(sts=[files["sts"]] * 2))
+        open_vector_tasks(ScoresConfig(sts=[files["sts"]] * 2))
+    with pytest.raises(ConfigError, match=r"scores\.needle=\['x'\] asks a causal model for the number"):
+        open_haystacks(ScoresConfig(needle=["x"]), tiny.config("model=bert_nano"), byte_tokenizer())
+    for words_, message in (
+        ([], r"scores\.needle names two files called needle-long, whose metrics would collide"),
+        (
+            ["model.context_length=16"],
+            r"reads at least \d+ tokens, and model\.context_length=16\. Leave it out",
+        ),
+        (
+            ["model.context_length=65536"],
+            r"long\.txt has 9,000 tokens, too few for model\.context_length=65,536",
+        ),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            open_haystacks(
+                ScoresConfig(needle=[files["needle"]] * (1 if words_ else 2)),
+                tiny.config("model.context_length=160", *words_), byte_tokenizer(),
+            )  # fmt: skip
+    with pytest.raises(DataError, match=r"scores\.needle: nowhere cannot be read as text: .*No such file"):
+        open_haystacks(ScoresConfig(needle=["nowhere"]), tiny.config(), byte_tokenizer())
     with pytest.raises(DataError, match=r"cloze\.jsonl has no column sentence1 in its first line"):
-        open_sts(ScoresConfig(sts=[files["cloze"]]))
-    assert len(next(iter(open_sts(ScoresConfig(sts=[files["sts"]], max_examples=2)).values())).pairs) == 2
+        open_vector_tasks(ScoresConfig(sts=[files["cloze"]]))
+    assert len(next(iter(open_vector_tasks(ScoresConfig(sts=[files["sts"]], max_examples=2)).values())).pairs) == 2
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from pretrain.errors import ConfigError
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import read_rows
+from pretrain.launch.run_plan import texts_of
 from pretrain.reports.run import read_run, run_page
 from pretrain.training.datamodule import MicroBatches
 from pretrain.training.report import Report
@@ -205,6 +206,8 @@ def test_a_longer_run_keeps_the_ends_of_stages_that_have_ended(tiny, reads: Read
     report = trained(tiny, *words, *longer)
     assert report.steps == 12
     assert [reads.by_step[step].tokens.shape[1] for step in (5, 6, 8, 11)] == [32, 64, 64, 64]
+    with pytest.raises(ConfigError, match=r"batch_warmup_tokens: null in the run, 64 now"):
+        trained(tiny, *words, *longer, "batch_warmup_rows=2", "batch_warmup_tokens=64")
     history = read_run(first).history
     assert history is not None
     assert [(stage.name, stage.begin) for stage in history.stages] == [("short", 0), ("long", 6)]
@@ -216,6 +219,13 @@ def test_a_longer_run_keeps_the_ends_of_stages_that_have_ended(tiny, reads: Read
 def _share_of_numbers(reads: Reads, steps: range) -> float:
     rows = [row.source for step in steps for row in reads.rows[step]]
     return rows.count("numbers") / len(rows)
+
+
+@pytest.mark.slow
+def test_stages_of_a_run_whose_length_follows_from_its_text_are_known(tiny) -> None:
+    words = ["model=modernbert_nano", "trainer.max_steps=null", "stages.a.until_fraction=0.5"]
+    config = compose("train", [*words, "data=text_files", "data.path=a", "stages.b.data.path=b"])
+    assert [text.path for text in texts_of(config)] == ["a", "b"]  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
@@ -238,7 +248,7 @@ def _share_of_numbers(reads: Reads, steps: range) -> float:
         (["stages.a.objective.kind=causal"], r"objective\.kind=causal attends in another direction than"),
         (
             ["stages.b={model.rope_base: 1e6, model: {rope_base: 1e5}}"],
-            r"stages\.b\.model\.rope_base=100000\.0 is set twice, under one name with points and in a mapping",
+            r"stages\.b\.model\.rope_base=1000000\.0 is set twice, under one name with points and in a mapping",
         ),
         (["stages.d=3"], r"stages\.d=3 is not a mapping\. Try"),
         (["stages={a b: {until_steps: 3}}"], r"stages\.a b is not a name for a stage.*Try stages\.a_b"),

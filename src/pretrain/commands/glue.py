@@ -33,11 +33,15 @@ class Try:
     task: str
     rate: float
     seed: int
+    text: str  # hash of the task's files: scores on others are not its
+
+    def __str__(self) -> str:
+        return f"{self.task}-{self.rate:g}-{self.seed}"
 
     @property
     def name(self) -> str:
         """The name of its folder."""
-        return f"{self.task}-{self.rate:g}-{self.seed}"
+        return f"{self}-{self.text[:8]}"
 
 
 class Results:
@@ -53,7 +57,8 @@ class Results:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
-                one = Try(str(record["task"]), float(record["rate"]), int(record["seed"]))
+                text = str(record.get("text", ""))  # an earlier version wrote none: trained again
+                one = Try(str(record["task"]), float(record["rate"]), int(record["seed"]), text)
                 scores = {str(name): float(value) for name, value in record["metrics"].items()}
                 self.found[str(record["split"]), one] = scores
             except (ValueError, KeyError, TypeError, AttributeError):
@@ -86,8 +91,9 @@ def examples_of_a_row(base: str | Path, rows: Sequence[LabelledText]) -> float:
     """Return about how many of these examples a row of the base's context length holds."""
     folder = open_model(base)
     pairs = [(row.text, None) if isinstance(row.text, str) else row.text for row in rows[:1000]]
-    mean = float(np.mean([len(ids) for ids in folder.tokenizer.encode_text_pairs(pairs)]))
-    return folder.shape.context_length / mean
+    length = folder.shape.context_length  # a longer example is truncated
+    mean = float(np.mean([min(len(ids), length) for ids in folder.tokenizer.encode_text_pairs(pairs)]))
+    return length / mean
 
 
 def _fingerprint(model: Path) -> str:
@@ -96,6 +102,15 @@ def _fingerprint(model: Path) -> str:
     manifest = model / "manifest.json"  # of a checkpoint: it has the hashes of the weights
     for path in [manifest] if manifest.is_file() else sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _fingerprint_of_text(folder: Path) -> str:
+    """Return a hash of the files of a task."""
+    digest = hashlib.sha256()
+    for split in ("train", "dev"):
+        with (folder / f"{split}.tsv").open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
@@ -113,6 +128,7 @@ class Glue:
         self.folder = Path(config.paths.logs_dir) / "glue" / f"{self.base.resolve().name}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results = Results(self.folder / RESULTS)
+        self.texts: dict[str, str] = {}  # hash of each task's files, by task
 
     def score(self, task: str) -> dict[str, float | str]:
         """Return the rate that held-out text chose, and mean and deviation over seeds of each metric on dev.
@@ -120,7 +136,9 @@ class Glue:
         A tenth of train, the same for all tries, is held out to choose the rate; dev is read once, at the end.
         """
         assert self.config.path is not None
-        rows, dev = (read_split(Path(self.config.path).expanduser(), task, split) for split in ("train", "dev"))
+        folder = Path(self.config.path).expanduser()
+        rows, dev = (read_split(folder, task, split) for split in ("train", "dev"))
+        self.texts[task] = _fingerprint_of_text(folder / task)
         part, held_out = split_train(rows, self.config.glue.max_train_examples)
         rates = self.config.glue.learning_rates
         for rate in rates:
@@ -141,7 +159,7 @@ class Glue:
         return figures
 
     def _tries(self, task: str, rate: float) -> Iterator[Try]:
-        return (Try(task, rate, seed) for seed in self.config.glue.seeds)
+        return (Try(task, rate, seed, self.texts[task]) for seed in self.config.glue.seeds)
 
     def _mean(self, split: str, task: str, rate: float) -> dict[str, tuple[float, float]]:
         """Return mean and deviation of the sample over seeds; a single seed has deviation 0."""
@@ -177,7 +195,7 @@ class Glue:
                 record = dict(zip(names, texts, strict=False)) | {"label": row.label}
                 file.write(json.dumps(record) + "\n")
         is_pair = not isinstance(rows[0].text, str)
-        print(printable(f"fine-tuning {one.name} on {len(rows):,} examples"), file=sys.stderr, flush=True)
+        print(printable(f"fine-tuning {one} on {len(rows):,} examples"), file=sys.stderr, flush=True)
         accelerator = "cpu" if self.config.device == "cpu" else "auto"
         with redirect_stdout(sys.stderr):
             train(

@@ -5,6 +5,7 @@ from typing import Any
 from pretrain.config.overrides import quote
 from pretrain.config.serialize import flat, to_dict
 from pretrain.errors import ConfigError, shown
+from pretrain.objectives.config import ObjectiveConfig
 
 IMPORTED = "imported"  # the preset of a model whose shape is that of the one in init_from
 
@@ -27,13 +28,20 @@ def imported_overrides(tree: Any, chosen: dict[str, str], overrides: list[str]) 
     objective = chosen["objective"]
     if objective == "causal" and not any(each.startswith("objective=") for each in overrides):
         objective = found.objective.kind
-        implied.append(f"objective={objective}")
+        implied += [f"objective={objective}", *_settings_of(found.objective)]
     if objective == "diffusion":  # a position goes on to predict what it has learned to: the next token, or its own
         implied.append(f"objective.shift={str(found.objective.shift_targets).lower()}")
     if chosen["objective"] in ("classify", "regress", "contrastive"):  # a hybrid model reads both ways, too
         reads_both_ways = found.objective.fills_masks or not found.objective.causal
         implied.append(f"objective.left_to_right={str(not reads_both_ways).lower()}")
     return implied if own_tokenizer else [*implied, quote(f"tokenizer.path={found.tokenizer_folder}", "tokenizer.path")]
+
+
+def _settings_of(objective: ObjectiveConfig) -> list[str]:
+    """Return the overrides that give an objective these settings, without those that are its kind's defaults."""
+    defaults = dict(flat(to_dict(type(objective)())))
+    changed = {key: value for key, value in flat(to_dict(objective)) if value != defaults.get(key) and key != "labels"}
+    return [f"objective.{key}={shown(value)}" for key, value in changed.items()]
 
 
 def _finds_run(tree: Any) -> bool:

@@ -429,8 +429,9 @@ def _check_contrastive(config: RunConfig) -> None:
             f"parallel.tensor_parallel={config.parallel.tensor_parallel} gives several processes the same rows, and "
             "objective=contrastive compares the rows of all. Try parallel.tensor_parallel=1."
         )
-    if config.scores.every_n_steps and config.scores.files():
+    if config.scores.every_n_steps and config.scores.predicts_tokens:
         raise ConfigError(
             f"scores.every_n_steps={config.scores.every_n_steps} scores probabilities of tokens, and "
-            "objective=contrastive does not train them. Try scores.every_n_steps=0, or scores.sts alone."
+            "objective=contrastive does not train them. Try scores.every_n_steps=0, or scores.sts and "
+            "scores.retrieval alone."
         )

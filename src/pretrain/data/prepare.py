@@ -209,6 +209,8 @@ def _store_folder(source: Source, tokenizer: Tokenizer, cache: Path) -> Path:
         metadata.append(f"ids {tokenizer.ids_version}")
     if data.has_messages:
         metadata.append(f"chat template {tokenizer.chat_template}")
+    if data.has_related:
+        metadata.append("first text")  # annotations of an earlier version had another kind
     if data.mode is Mode.stream:
         return cache / "stores" / f"{data.kind}-stream-{_key(*metadata, STREAM_VERSION, data.era_tokens)}"
     return cache / "stores" / f"{data.kind}-{_key(*metadata)}"

@@ -208,6 +208,12 @@ class ScoresConfig(Settings):
     sts: list[str] = setting(
         default_factory=list, about="Files of sentence pairs with scores, as STS-B: how well vectors rank them."
     )
+    retrieval: list[str] = setting(
+        default_factory=list, about="Folders in BEIR's layout: how well vectors find passages, all of a folder's."
+    )
+    needle: list[str] = setting(
+        default_factory=list, about="Text files in which a number is hidden, as long as the context and shorter."
+    )
     max_examples: int = setting(
         500, "Examples of each file, evenly spaced; 0: all.", bounds="[0, inf)", unit="examples"
     )
@@ -218,9 +224,14 @@ class ScoresConfig(Settings):
         """Return every file of examples that predictions of tokens are scored on, with its task."""
         return [(task, path) for task in FROM_FILES for path in getattr(self, task.name)]
 
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether predictions of tokens are scored, not vectors alone."""
+        return bool(self.files() or self.needle)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every_n_steps and not (self.files() or self.sts):
+        if self.every_n_steps and not (self.predicts_tokens or self.sts or self.retrieval):
             raise ConfigError(
                 f"scores.every_n_steps={self.every_n_steps} has nothing to score. "
                 "Name a file: 'scores.minimal_pairs=[blimp.jsonl]', or set scores.every_n_steps=0."

@@ -9,12 +9,13 @@ Source of the test: Kamradt 2023, https://github.com/gkamradt/LLMTest_NeedleInAH
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import ConfigError, DataError, printable, shown
 from pretrain.evaluation.bias import wilson_interval
 from pretrain.evaluation.config import NeedleConfig
 from pretrain.evaluation.likelihood import Ints, Passage, Report
@@ -23,6 +24,7 @@ from pretrain.models.choices import Position
 
 STATEMENT = " The magic number is {}"
 _SENTENCE_ENDS = (".", "!", "?", "\n")
+_LONGEST_TOKEN = 32  # characters: enough text is read for tokens that are all as long
 _SHIFT = 20  # a needle moves back to the end of a sentence by at most one part in so many of the text
 
 Trial = list[Passage]  # rows that differ in their last number alone: the true one first
@@ -60,6 +62,32 @@ def score_needles(scorer: Scorer, haystack: Ints, config: NeedleConfig) -> dict[
     return total | {"examples": examples} | figures
 
 
+def open_haystack(path: str, tokenizer: Tokenizer, context_length: int, config: NeedleConfig) -> Ints:
+    """Return the ids of a text file in which a run hides numbers, as many as it needs (T,).
+
+    Raises DataError for a file that is no text or too short, ConfigError for a context that holds no needle.
+    """
+    try:
+        with Path(path).expanduser().open(encoding="utf-8-sig") as file:
+            text = file.read(_LONGEST_TOKEN * context_length * config.trials)
+        ids = np.array(tokenizer.encode(text), np.int64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"scores.needle: {printable(path)} cannot be read as text: {printable(error)}.") from None
+    needles = Needles(tokenizer, True, ids[: context_length * config.trials], config)
+    around = needles.tokens_around
+    if context_length <= around:
+        raise ConfigError(
+            f"scores.needle={shown([path])} reads at least {around + 1} tokens, and model.context_length="
+            f"{context_length}. Leave it out, or take a longer context."
+        )
+    if len(needles.haystack) < context_length - around:
+        raise DataError(
+            f"scores.needle: {printable(path)} has {len(needles.haystack):,} tokens, too few for model.context_length="
+            f"{context_length:,}. Give a longer text."
+        )
+    return needles.haystack
+
+
 def needle_table(figures: dict[str, Any]) -> str:
     """Return the accuracies of all cells as text: a line for each depth, a column for each length."""
     cells = [name.split("/") for name in figures if name.startswith("length_")]
@@ -84,7 +112,8 @@ class Needles:
         """Yield the trials of a cell: rows of `length` tokens, needle, question and BOS included."""
         end = self._end_of_sentence
         for number, statements in enumerate(self._statements):
-            size = length - _around(statements, end) - self.starts_with_bos
+            around = _around(statements, end) + self.starts_with_bos  # differs by a few tokens from trial to trial
+            size = min(length - around, len(self.haystack))
             start = (len(self.haystack) - size) * number // max(1, self.config.trials - 1)
             text = self.haystack[start : start + size]
             cut = _cut(self._ends[start : start + size], depth)

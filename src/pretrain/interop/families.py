@@ -343,7 +343,7 @@ DISTIL_BERT_FAMILY = Family(  # BERT without token types
         Key("init_std", "initializer_range", "number", 0.02),
     ),
     required=_ENCODER | {"tie_word_embeddings": True},
-    harmless=frozenset({"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout"}),
+    harmless=frozenset({"sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout", "tie_weights_"}),
 )
 
 GPT_NEOX_FAMILY = Family(  # Pythia

@@ -1,6 +1,7 @@
 """Annotations for fine-tuning: one whole number for each document, beside a store's shards.
 
 prompt_tokens  the number of tokens of a document's prompt, BOS included; they are no targets
+first_text     the number of tokens of the first of several texts, all of which are read
 turns          the number of tokens before the first target of a conversation; targets.bin has all of its targets
 label          the index of its label in the manifest's list of labels
 number         the bits of a float32, little-endian as the file: a number that is predicted from the text
@@ -21,7 +22,7 @@ from pretrain.errors import DataError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.files.records import read_record, shortened
 
-PROMPT_TOKENS, LABEL, TURNS, NUMBER = "prompt_tokens", "label", "turns", "number"
+PROMPT_TOKENS, FIRST_TEXT, LABEL, TURNS, NUMBER = "prompt_tokens", "first_text", "label", "turns", "number"
 # little-endian u32: the number of spans of each document, then first token and end of each span, in order
 TARGETS = "targets.bin"
 FILE = "annotations.bin"  # little-endian u32, one a document, in the order of the documents
@@ -83,7 +84,7 @@ class TargetSpans:
 class Annotations:
     """One number for each document of a store."""
 
-    kind: str  # PROMPT_TOKENS, LABEL, TURNS or NUMBER
+    kind: str  # PROMPT_TOKENS, FIRST_TEXT, LABEL, TURNS or NUMBER
     values: Ints  # (documents,)
     labels: tuple[str, ...] = ()  # by index
     targets: TargetSpans | None = None  # of TURNS
@@ -92,9 +93,10 @@ class Annotations:
         """Return which documents have no target in a row that begins with them, bool (documents,).
 
         `lengths` (documents,) and `row_length` are in tokens. A document has none if its prompt fills the row, so that
-        the token after the row's last one still belongs to the prompt. A label or number always is a target.
+        the token after the row's last one still belongs to the prompt. A label or number always is a target, and
+        texts that belong together are truncated one by one.
         """
-        if self.kind in (LABEL, NUMBER):
+        if self.kind in (FIRST_TEXT, LABEL, NUMBER):
             return np.zeros(len(lengths), np.bool_)
         return self.values > np.minimum(row_length, lengths - 1)
 
@@ -123,7 +125,7 @@ class Annotations:
             entry = read_record(_Entry, value, "annotations")
         except ValueError as error:
             raise DataError(f"{folder / 'manifest.json'}: {error}.") from error
-        if entry.kind not in (PROMPT_TOKENS, LABEL, TURNS, NUMBER):
+        if entry.kind not in (PROMPT_TOKENS, FIRST_TEXT, LABEL, TURNS, NUMBER):
             raise DataError(f"{folder / 'manifest.json'} has annotations of the unknown kind {shortened(entry.kind)}.")
         path, count = folder / FILE, manifest["n_documents"]
         size = path.stat().st_size if path.is_file() else 0

@@ -12,7 +12,15 @@ from pretrain.data.config import DataConfig
 from pretrain.data.progress import Progress
 from pretrain.data.sources.source import Document, Source
 from pretrain.data.sources.splits import ExactDuplicates, in_batches, reserve_of, split_of
-from pretrain.data.token_store.annotations import LABEL, NUMBER, PROMPT_TOKENS, TURNS, Annotations, TargetSpans
+from pretrain.data.token_store.annotations import (
+    FIRST_TEXT,
+    LABEL,
+    NUMBER,
+    PROMPT_TOKENS,
+    TURNS,
+    Annotations,
+    TargetSpans,
+)
 from pretrain.data.token_store.format import Vocabulary
 from pretrain.data.token_store.store import StoreWriter
 from pretrain.data.tokenizers.chat_template import ChatTemplate
@@ -204,5 +212,5 @@ def _annotations(data: DataConfig, values: list[int], labels: list[str], targets
     numbers = np.array(values, np.int64)
     if data.has_messages:
         return Annotations(TURNS, numbers, targets=TargetSpans.of_documents(targets))
-    kind = NUMBER if data.has_numbers else LABEL if labels else PROMPT_TOKENS
+    kind = NUMBER if data.has_numbers else LABEL if labels else FIRST_TEXT if data.has_related else PROMPT_TOKENS
     return Annotations(kind, numbers, tuple(labels))

@@ -5,12 +5,23 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from pretrain.errors import ConfigError
+from pretrain.config.run import RunConfig
+from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.errors import ConfigError, shown
 from pretrain.evaluation.bound import estimate_of
-from pretrain.evaluation.config import ScoresConfig
-from pretrain.evaluation.embedding_tasks import SentencePairs, read_sentence_pairs, score_embeddings, some_pairs
+from pretrain.evaluation.config import NeedleConfig, ScoresConfig
+from pretrain.evaluation.embedding_tasks import (
+    Retrieval,
+    SentencePairs,
+    read_retrieval,
+    read_sentence_pairs,
+    score_embeddings,
+    some_pairs,
+)
 from pretrain.evaluation.examples import ExampleSet, distinct_names, read_examples
-from pretrain.evaluation.scorer import check_examples
+from pretrain.evaluation.likelihood import Ints
+from pretrain.evaluation.needle import open_haystack, score_needles
+from pretrain.evaluation.scorer import Scorer, check_examples
 from pretrain.evaluation.tasks import score_tasks
 from pretrain.language_model import LanguageModel
 from pretrain.launch.rank import rank
@@ -23,6 +34,9 @@ from pretrain.training.callbacks.samples import Writer
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loggers.csv_table import has_figures
 from pretrain.training.throughput import Throughput
+
+NEEDLES = NeedleConfig(trials=2)  # of each length and depth: 30 texts while a model trains
+COUNTS = ("pairs", "queries", "passages")  # of examples, the same in every score
 
 
 def open_tasks(config: ScoresConfig, completes: bool) -> list[ExampleSet]:
@@ -43,18 +57,41 @@ def open_tasks(config: ScoresConfig, completes: bool) -> list[ExampleSet]:
     return tasks
 
 
-def open_sts(config: ScoresConfig) -> dict[str, SentencePairs]:
-    """Return the sentence pairs whose similarity the model's vectors rank, by the name of their folder and file.
+def open_vector_tasks(config: ScoresConfig) -> dict[str, SentencePairs | Retrieval]:
+    """Return what the model's vectors are scored on: pairs of `scores.sts` by folder and file, sets by their folder.
 
     Raises DataError for a file that is no such table, ConfigError for two of the same name.
     """
-    found = dict[str, SentencePairs]()
-    for path in config.sts:
-        parts = Path(path).expanduser().resolve()
-        name = f"{parts.parent.name}-{parts.stem}"
+    found = dict[str, SentencePairs | Retrieval]()
+    for key in ("sts", "retrieval"):
+        for path in getattr(config, key):
+            parts = Path(path).expanduser().resolve()
+            name = f"{parts.parent.name}-{parts.stem}" if key == "sts" else parts.name
+            if name in found:
+                raise ConfigError(
+                    f"scores.{key} names two files called {name}, whose metrics would collide. Rename one."
+                )
+            read = read_retrieval(str(parts)) if key == "retrieval" else read_sentence_pairs(str(parts))
+            found[name] = some_pairs(read, config.max_examples) if isinstance(read, SentencePairs) else read
+    return found
+
+
+def open_haystacks(config: ScoresConfig, run: RunConfig, tokenizer: Tokenizer) -> dict[str, Ints]:
+    """Return the ids of the texts of `scores.needle` by the names of their files.
+
+    Raises ConfigError for a model that is not causal and for two files of one name, and the errors of `open_haystack`.
+    """
+    if config.needle and not run.objective.causal:
+        raise ConfigError(
+            f"scores.needle={shown(config.needle)} asks a causal model for the number behind a text, and "
+            f"objective={run.objective.kind} trains none. Try scores.minimal_pairs or scores.multiple_choice."
+        )
+    found = dict[str, Ints]()
+    for path in config.needle:
+        name = f"needle-{Path(path).stem}"
         if name in found:
-            raise ConfigError(f"scores.sts names two files called {name}, whose metrics would collide. Rename one.")
-        found[name] = some_pairs(read_sentence_pairs(str(parts)), config.max_examples)
+            raise ConfigError(f"scores.needle names two files called {name}, whose metrics would collide. Rename one.")
+        found[name] = open_haystack(path, tokenizer, run.model.context_length, NEEDLES)
     return found
 
 
@@ -76,7 +113,8 @@ class Scores(StepCallback):
         self.throughput = throughput
         objective = writer.config.objective
         self.tasks = open_tasks(config, objective.causal or objective.denoises)
-        self.sts = open_sts(config)
+        self.vector_tasks = open_vector_tasks(config)
+        self.haystacks = open_haystacks(config, writer.config, writer.tokenizer)
         for task in self.tasks:
             check_examples(task, writer.tokenizer, writer.config.model.context_length, objective.causal)
         self._scored_step = -1
@@ -122,20 +160,34 @@ class Scores(StepCallback):
             with torch.compiler.set_stance("force_eager"):  # do not recompile the blocks for inference
                 bound = estimate_of(self.writer.config.objective)
                 found = score_tasks(gathered, self.writer.tokenizer, self.tasks, self.config.batch_tokens, bound)
-                return found | self._similarity(gathered)
+                return found | self._of_vectors(gathered) | self._needles(gathered)
 
         return interruptible(module, score)
 
-    def _similarity(self, model: LanguageModule) -> dict[str, float]:
-        """Return the correlations of the model's vectors with people's scores, of each file of `scores.sts`."""
+    def _of_vectors(self, model: LanguageModule) -> dict[str, float]:
+        """Return how well the model's vectors rank sentence pairs and find passages, of each file."""
         was_training, objective, metrics = model.training, self.writer.config.objective, dict[str, float]()
         try:
             llm = LanguageModel(
                 model, self.writer.tokenizer, fills_masks=objective.fills_masks, pooling=objective.embedding_pooling
             )
-            for name, pairs in self.sts.items():
-                found = score_embeddings(llm.embed_beginnings, pairs)
-                metrics |= {f"eval/{name}/{metric}": found[metric] for metric in ("spearman", "pearson")}
+            for name, examples in self.vector_tasks.items():
+                found = score_embeddings(llm.embed_beginnings, examples)
+                metrics |= {f"eval/{name}/{metric}": value for metric, value in found.items() if metric not in COUNTS}
+        finally:
+            model.train(was_training)
+        return metrics
+
+    def _needles(self, model: LanguageModule) -> dict[str, float]:
+        """Return the share of hidden numbers that the model finds, with its interval, of each text."""
+        was_training, metrics = model.training, dict[str, float]()
+        model.eval()
+        try:
+            for name, haystack in self.haystacks.items():
+                scorer = Scorer(model, self.writer.tokenizer, batch_tokens=self.config.batch_tokens)
+                found = score_needles(scorer, haystack, NEEDLES)
+                shown_ones = ("accuracy", "accuracy_low", "accuracy_high")
+                metrics |= {f"eval/{name}/{metric}": float(found[metric]) for metric in shown_ones}
         finally:
             model.train(was_training)
         return metrics
