@@ -122,6 +122,8 @@ def check_stages(config: RunConfig) -> dict[str, Any]:
 
 def check_course(config: RunConfig) -> None:
     """Raise ConfigError for stages of which one has no end or ends too early, and for settings that no run can have."""
+    if not config.stages:
+        return
     for name in list(config.stages)[:-1]:
         if not StageEnd(**_end_in(config.stages[name])).words():
             raise ConfigError(
