@@ -45,5 +45,19 @@ def test_the_last_checkpoints_of_a_run_are_averaged(tiny, capsys: pytest.Capture
         average([base, base], output)
     other = tiny.folder / "other"
     run(tiny.plan("model=gpt_nano", f"paths.run_dir={other}", "trainer.max_steps=1", "model.d_model=32"))
+    bytes_ = tiny.folder / "bytes"
+    run(
+        tiny.plan(
+            "model=gpt_nano",
+            f"paths.run_dir={bytes_}",
+            "trainer.max_steps=1",
+            "tokenizer=bpe",
+            "tokenizer.vocab_size=261",
+        )
+    )
+    with pytest.raises(ConfigError, match=r"have different tokenizers, so that the same row of their embeddings"):
+        average([base, bytes_], Path(tiny.folder / "x"))
+    with pytest.raises(ConfigError, match=r"last=2 checkpoints are to be averaged, and .* has 1\. Train with a larger"):
+        last_checkpoints(other, 2)
     with pytest.raises(ConfigError, match=r"are of different models: .* differs"):
         average([base, other], Path(tiny.folder / "x"))

@@ -43,6 +43,9 @@ def refused(*words: str, script: str = "train") -> str:
         ("warmup_ratio=0.1", "warmup_ratio is not a setting. Did you mean schedule.warmup_fraction?"),
         ("every_n_steps=5", "every_n_steps is not a setting. Did you mean checkpoint.every_n_steps, sample."),
         ("optimizer.momentums=0", "optimizer.momentums is not a setting. Did you mean optimizer.momentum?"),
+        ("num_workers=3", "num_workers is not a setting. Did you mean data.prefetch?"),
+        ("report_to=wandb", "report_to is not a setting. Did you mean loggers?"),
+        ("checkpoint_path=x", "checkpoint_path is not a setting. Did you mean resume?"),
         ("contextlength=1", "contextlength is not a setting. Did you mean model.context_length?"),
         ("data.text_column=x", "data.text_column is a setting of data=text_files, "),
         ("data.subset=x", "data.subset is a setting of data=hugging_face only. Choose that as well: data=hugging_face"),
@@ -136,7 +139,9 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
     assert refused("experiment=continue", "data.path=x").startswith("data.path is a setting of ")
     assert refused("data.path=x", "data.n_layer=y").startswith("data.path is a setting of ")
     assert refused("data.path=x", "model.n_layer=3") == "model.n_layer is not a setting. Did you mean model.n_layers?"
-    assert refused("data.path=x", f"resume={tmp_path}").startswith("data.path is a setting of ")  # no run is there
+    assert (
+        compose("train", ["data.path=x", f"resume={tmp_path}"]).data.kind == "text_files"
+    )  # resuming says what is wrong
 
 
 @pytest.mark.slow

@@ -113,3 +113,9 @@ def test_what_a_script_declares_is_found_by_name() -> None:
     assert not types_of(RunConfig, "model.n_layers.x")
     assert {"text_files", "hugging_face"} <= set(kinds_with("data", "text_column"))
     assert {"model.rope_scaling.factor", "optimizer.momentum", "paths.run_dir", "seed"} <= set(every_setting(RunConfig))
+
+
+def test_one_command_starts_a_run_on_own_text_and_would_resume_it(tmp_path: Path) -> None:
+    words = [f"data.path={tmp_path}", "resume=auto", f"paths.logs_dir={tmp_path / 'logs'}", "model=llama_nano"]
+    config: RunConfig = compose("train", words)
+    assert (config.data.kind, config.resume) == ("text_files", "auto")

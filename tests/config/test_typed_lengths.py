@@ -25,7 +25,7 @@ def composed(*words: str) -> RunConfig:
         ([*OWN, "data=text_files", "tokenizer=bytes", "model=llama_nano", "trainer.max_time=5", "trainer=cpu"], None),
         ([*OWN, "data=hugging_face"], None),
         ([*OWN, "trainer.max_steps=9"], 9),
-        ([*OWN, "trainer.max_tokens=99999"], 800),
+        ([*OWN, "trainer.max_tokens=99999"], -1),
         ([*OWN, "trainer=debug"], 10),
         ([*OWN, "experiment=shakespeare"], 1250),
         ([*OWN, "recipe=gpt_small"], 4800),
@@ -42,6 +42,9 @@ def test_typed_epochs_outlast_the_steps_of_a_recipe(capsys: pytest.CaptureFixtur
     found = composed(*OWN, "trainer.max_epochs=3").trainer
     assert (found.max_steps, found.max_epochs) == (-1, 3.0)
     assert "trainer.max_steps=800 was not typed, and gives way to trainer.max_epochs" in capsys.readouterr().out
+    by_tokens = composed("trainer.max_tokens=5000000").trainer
+    assert (by_tokens.max_steps, by_tokens.max_tokens) == (-1, 5_000_000)
+    assert "trainer.max_steps=800 was not typed, and gives way to trainer.max_tokens" in capsys.readouterr().out
     both = composed("trainer.max_epochs=3", "trainer.max_steps=5").trainer
     assert (both.max_steps, both.max_epochs) == (5, 3.0)  # the first ends the run
 

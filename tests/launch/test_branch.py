@@ -59,12 +59,18 @@ def test_a_branch_equals_an_uninterrupted_run_and_resumes(
     own = [f"paths.cache_dir={tiny.folder / 'cache'}", f"paths.logs_dir={tiny.folder / 'elsewhere'}", "cooldown=3"]
     for words, told in (
         ([late], r"is at step 40, where the rate is 0\.05 .*checkpoint of the steps 2 to 20"),
+        ([early, "schedule.decay_fraction=0.01"], r"decay_fraction=0\.01 and cooldown=3 both say how long"),
         ([early, "trainer.max_steps=12"], r"trainer\.max_steps=12 and cooldown=3 both say when"),
         ([early, "resume=auto", f"paths.run_dir={base}"], "which is no branch of"),
         ([early, "optimizer.learning_rate=0.5"], r"would change the result .*\n.*optimizer\.learning_rate"),
     ):
         with pytest.raises(ConfigError, match=told):
             resolve(*own, *words)
+    clock = tiny.folder / "clock"
+    run(tiny.plan(*WSD, f"paths.run_dir={clock}", "trainer.max_steps=-1", "trainer.max_time=0.02",
+                  "schedule.decay_fraction=0.9", "schedule.warmup_steps=0"))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"where the rate is 0\.\d+ of its peak\. Branch from a checkpoint of"):
+        resolve(*own, f"branch={clock}")
     assert not (tiny.folder / "elsewhere").exists()  # refused before a folder was made
     monkeypatch.setattr(shutil, "copytree", full_disk)
     with pytest.raises(CheckpointError, match=r"cannot be copied to .*full\. Free some space"):

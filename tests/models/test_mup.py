@@ -53,7 +53,7 @@ def test_initial_weights_scores_and_logits_follow_the_width() -> None:
     size = torch.Size([300, 200])
     for name, factor in {
         "blocks.0.attention.query.weight": 0.5, "blocks.1.feed_forward.up.weight": 0.5, "head.dense.weight": 0.5,
-        "embeddings.tokens.weight": 1.0, "head.weight": 1.0,
+        "embeddings.tokens.weight": 1.0, "head.weight": 1.0, "blocks.1.attention.value_embedding.weight": 1.0,
     }.items():  # fmt: skip
         assert_close(initial_tensor(name, size, config, 0), factor * initial_tensor(name, size, shape("bert"), 0))
     model = random_model(config, 50, causal=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from test_scaling_fit import PLANTED, ladder
 
@@ -51,7 +52,7 @@ def test_a_ladder_is_every_size_with_every_length() -> None:
     assert found["schedule.warmup_fraction"] == "0.1"
     assert float(found["optimizer.learning_rate"]) == pytest.approx(config.optimizer.learning_rate * 2, rel=0.01)
     smaller = compose("scale", ["model=llama_nano", *cells[0].words]).model
-    assert (smaller.n_layers, smaller.d_model, smaller.n_heads) == (2, 64, 1)
+    assert (smaller.n_layers, smaller.d_model, smaller.n_heads) == (2, 64, 2)  # heads keep their 32 channels
     assert smaller.d_ff == pytest.approx(config.model.d_ff / 2, abs=8)  # type: ignore[attr-defined]
     kept = cell_of(config, LadderSize(2, 64), 1e5, {"optimizer.learning_rate", "schedule.warmup_steps"})
     assert not {"optimizer.learning_rate", "schedule.warmup_fraction"} & settings(kept.words).keys()
@@ -59,6 +60,21 @@ def test_a_ladder_is_every_size_with_every_length() -> None:
     assert float(settings(flat.words)["optimizer.learning_rate"]) == scale().optimizer.learning_rate
     scaled_by_mup = cell_of(scale("model.parametrization=mup", "model.base_width=64"), LadderSize(2, 128), 1e5, ())
     assert "optimizer.learning_rate" not in settings(scaled_by_mup.words)
+
+
+@pytest.mark.slow
+def test_a_run_of_the_ladder_reads_the_tokens_and_has_the_parameters_that_are_predicted() -> None:
+    growing = scale("batch_size=8", "model.context_length=64", "batch_warmup_rows=1", "batch_warmup_tokens=1000000")
+    steps = cell_of(growing, LadderSize(2, 64), 1e5, set()).steps
+    assert growing.batch_sizes().tokens(steps) == pytest.approx(1e5, abs=64 * 8)
+    padded = scale("model.vocab_multiple=256")
+    with torch.device("meta"):
+        model = with_size(padded.model, LadderSize(2, 64)).build(padded.model.vocabulary(259), causal=True)
+    assert parameters_of(padded, LadderSize(2, 64), 259) == sum(each.numel() for each in model.parameters())
+    wide_heads = scale("model.head_dim=128", "model.n_heads=1")
+    assert with_size(wide_heads.model, LadderSize(4, 256)).n_heads == 2
+    typed = scale("model.n_heads=4")
+    assert with_size(typed.model, LadderSize(4, 128)) == typed.model
 
 
 @pytest.mark.slow
@@ -116,6 +132,10 @@ def test_words_of_the_ladder_stay_out_of_its_runs(tmp_path: Path) -> None:
     assert scaling.run_words == ["model=bert_nano", "experiment=novels_small"]
     assert scaling.hydra_words == ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     assert scaling.flags == ["--config-dir", "mine"]
+    typed = ["model=gpt_nano", "model.d_model=16", "trainer.max_steps=7", "batch_size=4", "experiment=novels_small"]
+    recommended = Scaling(scale(*typed[:-1]), typed)
+    cell = cell_of(recommended.config, LadderSize(2, 64), 1e5, recommended.typed)
+    assert recommended._words_behind(cell) == ["model=gpt_nano", "batch_size=4"]  # those of the cell are its own
     assert scaling.folder == Path("elsewhere/scale/bert_nano")
     assert Scaling(scale(f"ladder.output={tmp_path}"), []).folder == tmp_path
 

@@ -29,6 +29,17 @@ def test_no_other_size_is_better(law: ScalingLaw) -> None:
         assert law.loss(best.parameters * factor, best.tokens / factor) > best.loss
 
 
+def test_a_law_that_hardly_depends_on_the_size_has_its_optimum_at_the_end() -> None:
+    flat = ScalingLaw("a", 1.0, 0.05, 50.0, 1e-3, 4.0)
+    small = ScalingLaw("b", 1.0, 1e-300, 1e9, 3.0, 1e-3)
+    for law in (flat, small):
+        best = law.optimum(1e15)
+        assert 6 * best.parameters * best.tokens == pytest.approx(1e15)
+        assert best.parameters >= 1.0
+        assert best.tokens >= 1.0
+        assert best.loss > 1.0
+
+
 def test_a_run_that_leaves_most_of_its_text_unread_says_so() -> None:
     few = data_warnings(parameters=10**6, tokens_in_data=15 * 10**6, tokens_planned=1_638_400)
     assert len(few) == 1

@@ -11,10 +11,11 @@ import yaml
 from pretrain.commands import tasks
 from pretrain.config.command_line import as_list
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.reports.compare import CompareOptions, Comparison, compare
+from pretrain.reports.compare import CompareOptions, Comparison, compare, rises
 from pretrain.reports.comparison_page import in_words, verdict, write_comparison
 from pretrain.reports.groups import Curves, read_groups
 from pretrain.reports.significance import holm, interval_of_mean, quantile, two_sided, welch
+from pretrain.reports.sweep import read_sweep, sweep_page
 
 # scipy 1.17: stats.t.ppf of 0.9, 0.975 and 0.995; 2 * stats.t.sf of 0.1, 1, 2.5 and 8
 SCIPY = {
@@ -157,6 +158,46 @@ def test_what_makes_figures_unfair_is_said_loudly(tmp_path: Path) -> None:
         "THE OBJECTIVES DIFFER",
     ]
     assert any("differ in length, from 1 k to 2 k tokens" in line for line in found.warnings)
+
+
+def test_a_diverged_run_is_left_out_loudly_and_never_the_best(tmp_path: Path) -> None:
+    old = write_run(tmp_path / "old", [4.0, 2.9], optimizer={"learning_rate": 0.01})
+    bad, _ = (
+        write_run(tmp_path / "new" / f"s{seed}", [4.0, loss], seed=seed, optimizer={"learning_rate": 1.0})
+        for seed, loss in enumerate((2.0, 3.0))
+    )
+    report = json.loads((bad / "report.json").read_text())
+    (bad / "report.json").write_text(json.dumps(report | {"validation": {"val/loss": None}}))
+    found = compared([str(old), str(tmp_path / "new")])
+    assert [group.mean for group in found.groups] == [2.9, 3.0]
+    assert found.warnings[0].startswith("1 OF 2 RUNS OF ")
+    assert f"DIVERGED ({bad})" in found.warnings[0]
+    with pytest.raises(ConfigError, match=r"s0 has diverged, its val/loss is no number, and .* has no other run"):
+        compared([str(old), str(bad)])
+    sweep = read_sweep(tmp_path / "new")
+    assert sweep.best == 1
+    assert "diverged" in sweep_page(sweep)
+    (bad / "report.json").write_text(json.dumps(report | {"steps": 10, "validation": {"val/loss": None}}))
+    assert compared([str(old), str(bad)]).groups[1].mean == 2.0  # it has gone on since
+
+
+def test_more_is_better_for_correlations_and_phenomena(tmp_path: Path) -> None:
+    names = ("val/spearman", "eval/sts-test/pearson", "eval/blimp/phenomenon/islands", "eval/foxes/ndcg@10")
+    assert all(rises(name) for name in names)
+    assert not any(rises(name) for name in ("val/loss", "eval/lambada/perplexity", "eval/a/stereotype_percent"))
+    for name, value in (("a", 0.5), ("b", 0.8)):
+        folder = write_run(tmp_path / name, [3.0], optimizer={"learning_rate": value})
+        with (folder / "metrics.csv").open("a") as file:
+            file.write(f"10,val/spearman,{value}\n")
+    found = compared([str(tmp_path / "a"), str(tmp_path / "b")], metric="val/spearman")
+    assert not found.falls
+    assert found.target == 0.5
+
+
+def test_runs_on_different_text_compare_on_one_validation_text(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_run(tmp_path / name, [3.0], data={"path": f"{name}.txt", "validation_path": "v.txt"})
+    assert not any("TEXT" in line for line in compared([str(tmp_path / "one"), str(tmp_path / "two")]).warnings)
 
 
 def test_wrong_words_are_refused(tmp_path: Path, sides: list[str]) -> None:

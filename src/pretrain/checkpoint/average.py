@@ -12,6 +12,8 @@ from pretrain.checkpoint.read import Checkpoint, open_checkpoint, step_folders
 from pretrain.checkpoint.write import Contents, write
 from pretrain.errors import CheckpointError, ConfigError
 
+_TOKENIZER = "tokenizer_fingerprint"
+
 
 def last_checkpoints(run: Path, last: int) -> list[Path]:
     """Return the folders of a run's newest `last` checkpoints, oldest first; raises ConfigError if it has fewer."""
@@ -19,7 +21,8 @@ def last_checkpoints(run: Path, last: int) -> list[Path]:
     if len(folders) < last:
         raise ConfigError(
             f"last={last} checkpoints are to be averaged, and {run} has {len(folders)}. "
-            f"Try last={max(2, len(folders))}, or train with a larger checkpoint.keep."
+            + (f"Try last={len(folders)}, or train" if len(folders) > 1 else "Train")
+            + " with a larger checkpoint.keep."
         )
     return folders[-last:]
 
@@ -37,6 +40,12 @@ def average(folders: Sequence[Path], output: Path) -> Path:
         raise CheckpointError(f"output={output} already holds the checkpoints of a run. Choose another folder.")
     saved = [open_checkpoint(folder) for folder in folders]
     newest = saved[-1]
+    for checkpoint in saved:
+        if checkpoint.progress.get(_TOKENIZER) != newest.progress.get(_TOKENIZER):
+            raise ConfigError(
+                f"{checkpoint.folder} and {newest.folder} have different tokenizers, so that the same row of their "
+                "embeddings means other text. Average checkpoints of one run, or of runs with one tokenizer.path."
+            )
     tensors = {"model": _mean(saved)}
     said: dict[str, Any] = dict(newest.manifest)
     kept = {key: said[key] for key in ("progress", "config", "whole_run", "typed") if key in said}

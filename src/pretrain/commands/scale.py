@@ -127,7 +127,7 @@ class Scaling:
         prediction = _read_prediction(path)
         fitted_to = [" ".join(words) for words in (self.run_words, *(each.words for each in cells))]
         if prediction is None or (prediction.name, prediction.fitted_to) != (cell.name, fitted_to):
-            tokens = float(cell.steps * self.config.tokens_per_step())
+            tokens = float(self.config.batch_sizes().tokens(cell.steps))
             parameters = parameters_of(self.config, size, vocab_size)
             expected = fit.predict(parameters, tokens)
             now = time.time()
@@ -152,13 +152,13 @@ class Scaling:
         size = size_for(self.config, sizes, optimum, vocab_size)
         parameters = parameters_of(self.config, size, vocab_size)
         cell = cell_of(self.config, size, budget / (6 * parameters), self.typed)
-        tokens = float(cell.steps * self.config.tokens_per_step())
+        tokens = float(self.config.batch_sizes().tokens(cell.steps))
         base = self._base_experiment()
         name = f"{base}_{RECOMMENDED}" if base else RECOMMENDED
         path = self.folder / "configs" / "experiment" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _experiment(cell, base, budget).encode())
-        words = ["--config-dir", str(path.parents[1]), *self._without_experiment(), f"experiment={name}"]
+        words = ["--config-dir", str(path.parents[1]), *self._words_behind(cell), f"experiment={name}"]
         if self.flags:  # there is one such folder, and the runs need theirs
             words = [*self.flags, *self.run_words, *cell.words]
         return Recommended(
@@ -166,8 +166,10 @@ class Scaling:
             budget / largest, [f"{command(each)} {shlex.join(words)}" for each in ("plan", "train")],
         )  # fmt: skip
 
-    def _without_experiment(self) -> list[str]:
-        return [word for word in self.run_words if not word.startswith("experiment=")]
+    def _words_behind(self, cell: Cell) -> list[str]:
+        """Return the typed words that the recommended run does not set itself: as words they would win over its."""
+        set_by_it = {"experiment", *(word.partition("=")[0] for word in cell.words)}
+        return [word for word in self.run_words if word.partition("=")[0].lstrip("+") not in set_by_it]
 
     def _base_experiment(self) -> str:
         """Return the experiment that was typed; empty for none."""

@@ -170,12 +170,12 @@ def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
             typed_names = {key.split(".")[1] for key in keys if key.startswith(f"{group}.")}
             if typed_names - known:
                 wanted[group] = typed_names
-    if wanted and ("resume" in keys or "branch" in keys):
-        return _kinds_of_the_run(config_name, overrides, list(wanted))
+    resumes = bool({"resume", "branch"} & {*keys}) and bool(wanted)
+    if resumes and (of_the_run := _kinds_of_the_run(config_name, overrides, list(wanted))):
+        return of_the_run
     text = {field.name for field in fields(choices("data")["text_files"])}
-    if "path" in wanted.get("data", ()) and wanted["data"] <= text and "experiment" not in keys:
-        return ["data=text_files"]
-    return []
+    is_text = "path" in wanted.get("data", ()) and wanted["data"] <= text and "experiment" not in keys
+    return ["data=text_files"] if is_text else []
 
 
 def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ from pretrain.config.hydra_job import HydraJob, without_hydras_line
 from pretrain.config.listed_sweeper import ListedSettings, ListedSweeper
 from pretrain.config.pruning_sweeper import PruningSettings, PruningSweeper
 from pretrain.config.sweep import Job, JobError, job_of
-from pretrain.errors import ConfigError, Interrupted, show
+from pretrain.errors import ConfigError, DivergenceError, Interrupted, show
 from pretrain.launch.run_folder import SWEPT, opened_to_append
 from pretrain.stop_signals import AskedToStop, handled_signals
 
@@ -92,7 +92,10 @@ def _interrupted(exit_code: int) -> Interrupted:
 def _is_done(job: Job, number: int) -> bool:
     """Whether a job has finished before; prints its title."""
     title = f"job {number}: {' '.join(job.swept) or 'the only one'}"
-    if job.finished:
+    if job.diverged:
+        job.exit_code = DivergenceError.exit_code
+        title += f": diverged before, in {job.folder}; delete the folder to train it again"
+    elif job.finished:
         job.exit_code = 0
         title += f": finished before, in {job.folder}"
     show(title, one_line=True)

@@ -20,8 +20,8 @@ from hydra.plugins.sweeper import Sweeper
 
 from pretrain.config.hydra_job import HydraJob
 from pretrain.config.overrides import parsed, quoted
-from pretrain.config.sweep import SWEEP, job_of
-from pretrain.errors import CheckpointError, ConfigError, show
+from pretrain.config.sweep import SWEEP, JobError, job_of
+from pretrain.errors import CheckpointError, ConfigError, DivergenceError, show
 from pretrain.launch.run_folder import finished_run
 
 CALLBACK = "optuna_pruning"  # the entry of `callbacks` in each job
@@ -126,6 +126,9 @@ class PruningSweeper(Sweeper):
     def _tell(self, trial: Any, words: Sequence[str], result: JobReturn) -> None:
         from optuna.trial import TrialState
 
+        if result.status is JobStatus.FAILED and _diverged(result):  # an answer: worse than all that did not
+            self.study.tell(trial, state=TrialState.PRUNED)
+            return
         if result.status is JobStatus.FAILED:
             self.study.tell(trial, state=TrialState.FAIL)
             _ = result.return_value  # raises the job's error
@@ -162,6 +165,12 @@ def _proposed(trial: Any, override: Override) -> Any:
     if isinstance(value, ChoiceSweep | RangeSweep):
         return trial.suggest_categorical(name, list(override.sweep_string_iterator()))
     raise ConfigError(f"{override.input_line} is no sweep that Optuna knows. Try {name}=interval(1,2) or {name}=1,2.")
+
+
+def _diverged(result: JobReturn) -> bool:
+    """Return whether a failed job ended because its loss is not finite."""
+    error = result._return_value
+    return isinstance(error, JobError) and error.exit_code == DivergenceError.exit_code
 
 
 def _was_pruned(folder: Path) -> bool:

@@ -47,6 +47,12 @@ class Job:
             return False
 
     @property
+    def diverged(self) -> bool:
+        """Whether the job has ended with a validation loss that is no number."""
+        found = finished_run(self.folder) if self.finished else None
+        return found is not None and "val/loss" in found.validation and self.loss is None
+
+    @property
     def loss(self) -> float | None:
         """Validation loss at the end in nats per token; none where there is none, or it is no number."""
         found = finished_run(self.folder) if self.finished else None

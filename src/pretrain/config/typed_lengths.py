@@ -22,9 +22,10 @@ def let_typed_lengths_win(tree: Any, overrides: list[str]) -> None:
     typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
     _settle_warmup(tree, typed)
     trainer = tree.trainer
-    if typed.get("trainer.max_epochs", "null") != "null" and "trainer.max_steps" not in typed:
+    lengths = [key for key in _LENGTHS[1:] if typed.get(key, "null") != "null"]
+    if lengths and "trainer.max_steps" not in typed:
         if trainer.max_steps != -1 and "resume" not in typed:
-            show(f"trainer.max_steps={trainer.max_steps} was not typed, and gives way to trainer.max_epochs.")
+            show(f"trainer.max_steps={trainer.max_steps} was not typed, and gives way to {lengths[0]}.")
         trainer.max_steps = -1
     elif _is_left_open(tree, typed):
         trainer.max_steps = None

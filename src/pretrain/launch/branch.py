@@ -20,7 +20,7 @@ from pretrain.launch.run_folder import CHECKPOINTS
 from pretrain.optim.schedules import WSDConfig
 
 _LENGTHS = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs", "trainer.max_time")
-_MAY_CHANGE = ["schedule.decay", "schedule.decay_fraction", "schedule.min_lr_ratio"]
+_MAY_CHANGE = ["schedule.decay", "schedule.min_lr_ratio"]
 
 
 def is_begun(resumed: Checkpoint) -> bool:
@@ -69,6 +69,11 @@ def branched(config: RunConfig, overrides: list[str], base: Checkpoint) -> RunCo
     """
     if lengths := [word for word in overrides if word.partition("=")[0].lstrip("+") in _LENGTHS]:
         raise ConfigError(f"{lengths[0]} and cooldown={config.cooldown:g} both say when the branch ends. Leave it out.")
+    if typed := [word for word in overrides if word.partition("=")[0].lstrip("+") == "schedule.decay_fraction"]:
+        raise ConfigError(
+            f"{typed[0]} and cooldown={config.cooldown:g} both say how long the branch decays. Leave "
+            "schedule.decay_fraction out."
+        )
     merged = merge(replace(config, allow_change=[*config.allow_change, *_MAY_CHANGE]), overrides, base)
     schedule, step = merged.schedule, base.step
     if not isinstance(schedule, WSDConfig):
@@ -81,15 +86,7 @@ def branched(config: RunConfig, overrides: list[str], base: Checkpoint) -> RunCo
             f"branch={config.branch} is of a run with stages, which have ends of their own. Give its last stage the "
             "decay instead, such as stages.last.schedule.decay_fraction=0.2."
         )
-    total = merged.max_steps(saved_sizes(base))
-    before = merged.warmup_steps(saved_sizes(base), total)
-    rate = schedule.lr_multiplier(step - 1, total) if total is not None else 1.0
-    if step < before or rate < 1.0:
-        last = total - int(replace(schedule, warmup_steps=before).decay_steps(total)) if total is not None else before
-        raise ConfigError(
-            f"branch={config.branch} is at step {step:,}, where the rate is {rate:.3g} of its peak. Branch from a "
-            f"checkpoint of the steps {before:,} to {last:,}, where it is constant."
-        )
+    before = _check_constant_rate(config, merged, schedule, base)
     steps = cooldown_steps(float(config.cooldown or 0.0), step)
     length = step + steps
     log(f"branching from step {step:,}: the rate decays over {steps:,} steps, to step {length:,}")
@@ -100,6 +97,27 @@ def branched(config: RunConfig, overrides: list[str], base: Checkpoint) -> RunCo
             schedule, decay_fraction=steps / length, warmup_steps=before, warmup_tokens=None, warmup_fraction=None
         ),
     )
+
+
+def _check_constant_rate(config: RunConfig, merged: RunConfig, schedule: WSDConfig, base: Checkpoint) -> int:
+    """Return the steps of the warm-up; raises ConfigError where the rate at the base is not that of the peak.
+
+    Of a run that ends by the clock the number of steps is the one that it expected at its pace so far.
+    """
+    step, sizes = base.step, saved_sizes(base)
+    total, seconds = merged.max_steps(sizes), float(base.progress.get("seconds", 0.0))
+    if total is None and merged.trainer.max_time is not None and seconds > 0:
+        total = max(step, round(step * 60 * merged.trainer.max_time / seconds))
+    before = merged.warmup_steps(sizes, total)
+    resolved = replace(schedule, warmup_steps=before, warmup_tokens=None, warmup_fraction=None)
+    rate = resolved.lr_multiplier(step - 1, total) if total is not None else 1.0
+    if step < before or rate < 1.0:
+        last = total - int(resolved.decay_steps(total)) if total is not None else before
+        raise ConfigError(
+            f"branch={config.branch} is at step {step:,}, where the rate is {rate:.3g} of its peak. Branch from a "
+            f"checkpoint of the steps {before:,} to {last:,}, where it is constant."
+        )
+    return before
 
 
 def cooldown_steps(cooldown: float, step: int) -> int:

@@ -37,7 +37,8 @@ def initial_tensor(name: str, shape: torch.Size, config: TransformerConfig, seed
             return torch.zeros(shape)
         if config.residual_init is ResidualInit.scaled:
             std /= math.sqrt(2 * config.n_layers)
-    if name.startswith("blocks.") or name.endswith("head.dense.weight"):
+    is_matrix = name.startswith("blocks.") and not name.endswith("value_embedding.weight")  # else an input's weight
+    if is_matrix or name.endswith("head.dense.weight"):
         std /= math.sqrt(config.width_multiplier)
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     values = torch.empty(shape)

@@ -7,6 +7,8 @@ from typing import Any
 
 from pretrain.models.config import TransformerConfig
 
+HEAD_WIDTH = 64  # channels of a head
+
 
 class Size(Enum):
     """Shape of the model, for the family chosen; auto: the largest that text and time can train."""
@@ -32,7 +34,7 @@ class Shape:
     @property
     def n_heads(self) -> int:
         """Heads of 64 channels."""
-        return self.d_model // 64
+        return self.d_model // HEAD_WIDTH
 
 
 # nano and small are those of gpt_nano and gpt_small; each step between has about 2.5 times the parameters of the last
@@ -46,14 +48,17 @@ SHAPES = {
 }
 
 
-def scaled(model: TransformerConfig, shape: Shape, typed: Collection[str] = ()) -> TransformerConfig:
+def scaled(
+    model: TransformerConfig, shape: Shape, typed: Collection[str] = (), head_width: int = HEAD_WIDTH
+) -> TransformerConfig:
     """Return a family's model in another shape; `typed` are the names of settings that stay as they are.
 
-    Grouped heads and the width of the feed-forward layer keep their proportions, up to rounding.
+    Heads have `head_width` channels, or those of `head_dim` where that is set. Grouped heads and the width of the
+    feed-forward layer keep their proportions, up to rounding.
     """
     width = model.d_model if "d_model" in typed else shape.d_model
-    heads = model.n_heads if "n_heads" in typed else max(1, width // 64)
-    heads = heads if width % heads == 0 else model.n_heads
+    heads = model.n_heads if "n_heads" in typed else max(1, width // (model.head_dim or head_width))
+    heads = heads if model.head_dim or width % heads == 0 else model.n_heads
     numbers: dict[str, Any] = {
         "n_layers": shape.n_layers, "d_model": width, "n_heads": heads, "context_length": shape.context_length,
     }  # fmt: skip

@@ -45,7 +45,8 @@ def cells_of(config: ScaleConfig, typed: Collection[str]) -> list[Cell]:
 def cell_of(config: ScaleConfig, size: LadderSize, tokens: float, typed: Collection[str]) -> Cell:
     """Return one run: shape, length and a learning rate that falls with the width; the schedule ends with the run."""
     model = with_size(config.model, size)
-    steps = max(1, round(tokens / config.tokens_per_step()))
+    sizes = config.batch_sizes()  # of a batch that grows at first
+    steps = max(1, sizes.steps_within(round(tokens + sizes.tokens(1) / 2)))
     words = {
         f"model.{f.name}": getattr(model, f.name)
         for f in fields(model)
@@ -74,12 +75,13 @@ def with_size(model: ModelConfig, size: LadderSize) -> TransformerConfig:
             f"ladder.sizes scales layers and width, and model.kind={model.kind} is a model of another kind. "
             "Try model=gpt_nano."
         )
-    return scaled(model, Shape(size.n_layers, size.d_model, model.context_length, 1))
+    shape = Shape(size.n_layers, size.d_model, model.context_length, 1)
+    return scaled(model, shape, head_width=model.attention_head_dim)
 
 
 def parameters_of(config: RunConfig, size: LadderSize, vocab_size: int) -> int:
-    """Return the parameters of the run's model in this size."""
-    return count_parameters_without_weights(with_size(config.model, size), vocab_size)
+    """Return the parameters of the run's model in this size, for a tokenizer of `vocab_size` ids."""
+    return count_parameters_without_weights(with_size(config.model, size), config.model.vocabulary(vocab_size))
 
 
 def size_for(config: RunConfig, sizes: Sequence[LadderSize], optimum: Optimum, vocab_size: int) -> LadderSize:

@@ -3,6 +3,7 @@
 L(N, D) = E + A / N^alpha + B / D^beta, in nats per token, for N parameters and D tokens, with C = 6 N D FLOPs.
 """
 
+import math
 from dataclasses import dataclass
 
 # up to about four epochs, repeated tokens are worth almost as much as new ones
@@ -80,10 +81,11 @@ class ScalingLaw:
 
         Source: Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556, equation 4.
         """
-        both = self.alpha + self.beta
-        balance = (self.alpha * self.of_parameters / (self.beta * self.of_tokens)) ** (1 / both)
-        parameters = balance * (flops / 6) ** (self.beta / both)
-        tokens = (flops / 6) ** (self.alpha / both) / balance
+        both, log_product = self.alpha + self.beta, math.log(flops / 6)
+        slopes = math.log(self.alpha) + math.log(self.of_parameters) - math.log(self.beta) - math.log(self.of_tokens)
+        # a law that hardly depends on one of both has its optimum beyond all numbers: it ends at one parameter or token
+        log_parameters = min(max((slopes + self.beta * log_product) / both, 0.0), max(log_product, 0.0))
+        parameters, tokens = math.exp(log_parameters), math.exp(log_product - log_parameters)
         return Optimum(parameters, tokens, self.loss(parameters, tokens))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from pretrain.errors import ConfigError
@@ -12,7 +12,7 @@ from pretrain.reports.groups import Curves, Group, Member, Reached, differing, d
 from pretrain.reports.significance import Difference, Interval, holm, interval_of_mean, welch
 
 _PER_BYTE = ("val/bits_per_byte", "val/bits_per_byte_bound")
-_RISES = ("accuracy", "f1", "accuracy_per_byte", "matthews")  # last parts of metrics of which more is better
+_RISES = ("accuracy", "f1", "accuracy_per_byte", "matthews", "pearson", "spearman", "ndcg", "recall", "score")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
             "runs=[logs/a,logs/b]; runs that differ only in their seed are one experiment."
         )
     metric, warnings = _metric(groups, options.metric)
-    falls = metric.rpartition("/")[2] not in _RISES
+    groups, diverged = _without_diverged(groups, metric)
+    falls = not rises(metric)
     finals = [[_final(member, metric) for member in group.members] for group in groups]
     worst = max if falls else min
     target = worst(value for each in finals for value in each) if options.target is None else options.target
@@ -101,9 +102,38 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
         found.append(
             GroupOutcome(group.name, outcomes[position], fmean(values), deviation, interval, difference, p_holm)
         )
-    warnings += [*_unequal(found), *left_out]
+    warnings += [*diverged, *_unequal(found), *left_out]
     settings, environment = differing(groups), differing_environments(groups)
     return Comparison(metric, falls, options.confidence, target, found, settings, environment, warnings)
+
+
+def rises(metric: str) -> bool:
+    """Return whether more of a metric is better: accuracies, correlations, ranks found, phenomena of minimal pairs."""
+    *above, last = metric.split("/")
+    return "phenomenon" in above or last.partition("@")[0] in _RISES
+
+
+def _without_diverged(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[str]]:
+    """Return the groups without runs that ended with a value that is no number, and warnings that name them.
+
+    Raises ConfigError for a group of which none is left.
+    """
+    kept, warnings = [], []
+    for group in groups:
+        diverged = [str(member.run.folder) for member in group.members if member.run.has_diverged(metric)]
+        left = [member for member in group.members if not member.run.has_diverged(metric)]
+        if not left:
+            raise ConfigError(
+                f"runs: {diverged[0]} has diverged, its {metric} is no number, and {group.name} has no other run. "
+                "Leave it out of runs."
+            )
+        if diverged:
+            warnings.append(
+                f"{len(diverged)} OF {len(group.members)} RUNS OF {group.name} DIVERGED ({', '.join(diverged)}): they "
+                "are left out, so its figures are better than its settings."
+            )
+        kept.append(replace(group, members=left))
+    return kept, warnings
 
 
 def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
@@ -131,7 +161,7 @@ def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
             f"THE OBJECTIVES DIFFER ({', '.join(sorted(objectives))}): a causal loss, a masked one and the bound of a "
             "diffusion are of different tasks."
         )
-    lacking = [str(member.run.folder) for member in members if member.run.latest(metric) is None]
+    lacking = [str(m.run.folder) for m in members if m.run.latest(metric) is None and not m.run.has_diverged(metric)]
     if lacking:
         known = sorted(set.intersection(*({*m.run.curves, *_reported(m)} for m in members)))
         known = [name for name in known if name.startswith(("val/", "train/loss", "eval/", "ema/"))]
@@ -155,10 +185,13 @@ def _tokenizer(member: Member) -> str:
 def _text(member: Member, *, one_tokenizer: bool) -> str:
     """Return what identifies the text of a run, that held out of it included.
 
-    That is its fingerprint; under several tokenizers the sizes of its sources, as the fingerprint is one of tokens.
+    That is `data.validation_path`, or the fingerprint of the text that it was held out of; under several tokenizers
+    the sizes of its sources, as the fingerprint is one of tokens.
     """
     names = ("validation_path", "validation_fraction", "max_validation_rows")
     held_out = [member.settings.get(f"data.{name}", "") for name in names]
+    if held_out[0] not in ("", "null"):  # of its own, whatever is trained on
+        return repr(held_out)
     settings = [value for key, value in member.settings.items() if key in ("data.kind", "data.path")]
     fingerprint = member.identity.get("data_fingerprint") if one_tokenizer else None
     return repr((fingerprint or member.text() or settings, held_out))

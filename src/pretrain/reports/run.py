@@ -83,11 +83,20 @@ class RunFiles:
         return self.start.end if self.start else None
 
     def latest(self, metric: str) -> float | None:
-        """Return the newest value of a metric, from the table or the final report."""
+        """Return the newest value of a metric, from the table or the final report; None where that has no number."""
         series = self.curves.get(metric)
+        if self.has_diverged(metric):
+            return None  # the table keeps no value that is not finite
         if series and series.last:
             return series.last[1]
         return self.report.validation.get(metric) if self.report else None
+
+    def has_diverged(self, metric: str) -> bool:
+        """Return whether the run ended with a value of a metric that is no number."""
+        series, report = self.curves.get(metric), self.report
+        if report is None or metric not in report.validation or report.validation[metric] is not None:
+            return False
+        return not (series and series.last) or series.last[0] <= report.steps  # else it goes on behind the report
 
 
 def read_run(folder: Path) -> RunFiles:

@@ -156,6 +156,8 @@ def _bits_per_byte(trial: Trial) -> str:
 
 
 def _outcome(trial: Trial) -> str:
+    if trial.run and trial.run.has_diverged("val/loss"):
+        return "diverged"
     if trial.job.exit_code is not None:
         return str(trial.job.exit_code)
     return "0" if trial.run and trial.run.report else "-"
