@@ -139,9 +139,7 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
     assert refused("experiment=continue", "data.path=x").startswith("data.path is a setting of ")
     assert refused("data.path=x", "data.n_layer=y").startswith("data.path is a setting of ")
     assert refused("data.path=x", "model.n_layer=3") == "model.n_layer is not a setting. Did you mean model.n_layers?"
-    assert (
-        compose("train", ["data.path=x", f"resume={tmp_path}"]).data.kind == "text_files"
-    )  # resuming says what is wrong
+    assert compose("train", ["data.path=x", f"resume={tmp_path}"]).data.kind == "text_files"  # resuming refuses it
 
 
 @pytest.mark.slow
