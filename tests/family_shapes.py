@@ -293,7 +293,7 @@ def distilbert_of_theirs(draw: Any) -> Any:
     return kind(
         DistilBertConfig(
             dim=32, n_layers=2, n_heads=4, hidden_dim=40, max_position_embeddings=32,
-            sinusoidal_pos_embds=draw(booleans), **ids(draw),
+            sinusoidal_pos_embds=draw(booleans), tie_weights_=True, **ids(draw),
         )
     )  # fmt: skip
 
@@ -306,7 +306,7 @@ def smollm3_of_theirs(draw: Any) -> Any:
     return SmolLM3ForCausalLM(
         SmolLM3Config(
             **llama_like(draw), attention_bias=bias, mlp_bias=bias, no_rope_layers=layers,
-            no_rope_layer_interval=draw(st.integers(1, 4)),
+            no_rope_layer_interval=draw(st.integers(1, 4)), max_window_layers=28,
         )
     )  # fmt: skip
 

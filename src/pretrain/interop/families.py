@@ -153,7 +153,7 @@ SMOLLM3_FAMILY = replace(  # Llama's shape, and layers without positions
     keys=(*(key for key in LLAMA_FAMILY.keys if key.ours != "tie_embeddings"),
           Key("tie_embeddings", "tie_word_embeddings", "flag", True)),
     groups=(rope(2_000_000.0), _OF_BOTH, LAYERS_WITHOUT_ROPE),
-    harmless=OF_DECODERS | {"sliding_window"},  # of no layer, because each sees its whole row
+    harmless=OF_DECODERS | {"sliding_window", "max_window_layers"},  # of no layer, because each sees its whole row
     even_heads=False,
 )  # fmt: skip
 
