@@ -13,7 +13,7 @@ from pretrain.config.sweep import Job
     ("validation", "exit_code", "told"),
     [
         ({"val/loss": 2.5}, 0, "finished before, in"),
-        ({}, 0, "finished before, in"),  # without a validation
+        ({"not": None}, 0, "finished before, in"),  # without a validation
         ({"val/loss": None}, 5, "diverged before, in"),
     ],
 )
@@ -21,6 +21,8 @@ def test_what_ended_before_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: dict[str, float | None], exit_code: int, told: str
 ) -> None:
     report = {"steps": 10, "tokens_seen": 100, "parameters": 5, "tokens_per_s": 1.0, "validation": validation}
+    if "not" in validation:
+        report |= {"validation": {"val/loss": None}, "not_validated": {"": "no document was held out"}}
     (tmp_path / "report.json").write_text(json.dumps(report))
     job = Job(["seed=1"], ["seed=1"], tmp_path)
     assert _is_done(job, 1)

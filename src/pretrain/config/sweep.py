@@ -50,7 +50,7 @@ class Job:
     def diverged(self) -> bool:
         """Whether the job has ended with a validation loss that is no number."""
         found = finished_run(self.folder) if self.finished else None
-        return found is not None and "val/loss" in found.validation and self.loss is None
+        return found is not None and found.has_diverged("val/loss")
 
     @property
     def loss(self) -> float | None:

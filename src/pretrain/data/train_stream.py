@@ -78,7 +78,8 @@ class ShuffledRows:
         """Return which of these rows (B,) hold a document that is longer than they are."""
         counts, documents, _, _ = self.plan.pieces(rows)
         first = documents[np.cumsum(counts) - counts]
-        return np.flatnonzero(self.store.document_lengths()[first] > self.plan.row_length).tolist()
+        bounds = self.store.document_bounds()
+        return np.flatnonzero(bounds[first + 1] - bounds[first] > self.plan.row_length).tolist()
 
     def _truncate(self, batch: Rows, row: int, number: int) -> None:
         """Write a row's only document, truncated, over its beginning."""

@@ -15,7 +15,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -46,6 +46,12 @@ class FinishedRun:
     tokens_per_s: float | None  # None: unknown, as for every figure
     validation: dict[str, float | None]
     ended: str = ""  # why a callback ended it before its length
+    not_validated: dict[str, str] = field(default_factory=dict)  # reasons by source; a single source is named ""
+
+    def has_diverged(self, metric: str) -> bool:
+        """Return whether the run ended with a value of a metric that is no number, though it was measured."""
+        source = metric.removeprefix("val/").removesuffix("loss").rstrip("/")
+        return self.validation.get(metric, 0.0) is None and source not in self.not_validated
 
 
 def check_folder(folder: Path) -> None:

@@ -94,7 +94,7 @@ class RunFiles:
     def has_diverged(self, metric: str) -> bool:
         """Return whether the run ended with a value of a metric that is no number."""
         series, report = self.curves.get(metric), self.report
-        if report is None or metric not in report.validation or report.validation[metric] is not None:
+        if report is None or not report.has_diverged(metric):
             return False
         return not (series and series.last) or series.last[0] <= report.steps  # else it goes on behind the report
 
