@@ -200,7 +200,7 @@ def add(result: Result, quick: bool, batch: int, length: int, rounds: dict[str, 
     has_target = not quick and length == 32
     peers = {name: figures for name, figures in rounds.items() if name != "int8"}
     targets = {"transformers": 1.0 if batch == 1 else 1.1} if has_target else {}
-    what = f"writing, batch {batch}, prompt {length}"
+    what = f"generation, batch {batch}, prompt {length}"
     result.add(what, "tokens/s", peers, more_is_better=True, targets=targets)
     if "int8" not in rounds:
         return

@@ -2,7 +2,7 @@
 
 Five parts, each a process of its own with a deadline, in this order:
 
-ceilings   what this GPU reaches: bandwidth and matmuls; whether the processors are free (`gpu_ceilings.py`)
+ceilings   what this GPU reaches: bandwidth and matmuls; whether the CPUs are free (`gpu_ceilings.py`)
 kernels    attention and loss beside torch's, with their error and whether two runs are equal (`gpu_kernels.py`)
 races      training beside its peers, at equal and at best micro-batch (`gpu.py`)
 profile    where a micro-batch's time goes, and whether it waits for the host (`gpu_profile.py`)

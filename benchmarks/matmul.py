@@ -1,4 +1,4 @@
-"""Time a linear layer in float32, forward and backward, ours and torch's: `python benchmarks/matmul.py`.
+"""Time a matmul of a linear layer in float32, forward and backward, ours and torch's: `python benchmarks/matmul.py`.
 
 4 x 512 tokens through the matrices of GPT-2 small and of a model of 12 M parameters. Ours differs from torch on AMD
 CPUs with AVX-512 only; elsewhere it calls torch.
@@ -38,7 +38,7 @@ def main() -> None:
         seconds = take_turns({each: lambda layer=layer: turn(layer) for each, layer in layers.items()}, rounds)  # type: ignore[misc]
         work = REPEATS * 3 * 2 * ROWS * wide * out / 1e9  # forward, and two matmuls backward
         speeds = {each: [work / took for took in found] for each, found in seconds.items()}
-        result.add(f"linear layer, {name}", "GFLOP/s", speeds, more_is_better=True)
+        result.add(f"matmul, {name}", "GFLOP/s", speeds, more_is_better=True)
     result.finish(keep=not given.quick)
 
 

@@ -28,7 +28,7 @@ MEASURED = re.compile(r"^Measured at .*\n", re.M)
 SUMMARY = (  # of README: what is shown, result, line, baseline
     ("Shakespeare, seconds to the same loss, CPU", "time_to_loss", "Shakespeare, to the baseline's loss", "baseline"),
     ("training GPT-2 small, CPU", "training_step", "training, gpt 124m, 4 x 512 tokens", "nanogpt"),
-    ("generation, batch 1, int8, CPU", "generation", "writing, batch 1, prompt 32, int8", "transformers"),
+    ("generation, batch 1, int8, CPU", "generation", "generation, batch 1, prompt 32, int8", "transformers"),
     ("training GPT-2 small, one H200", "gpu", "training, gpt 124m gpu, 8 x 16 x 1024 tokens", "nanogpt"),
     ("peak memory of that training", "gpu", "peak memory, gpt 124m gpu, 8 x 16 x 1024 tokens", "hugging_face"),
 )

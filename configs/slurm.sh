@@ -1,5 +1,5 @@
 #!/bin/bash
-# One run on the GPUs of several machines:  sbatch configs/slurm.sh model=llama_1b trainer=fsdp parallel.replicas=2
+# One run on the GPUs of several machines:  sbatch configs/slurm.sh model=llama_1b tokenizer.vocab_size=32000 trainer=fsdp parallel.replicas=2
 # Two minutes before its time is up, or when it is preempted, the run saves; the job is queued again and goes on exactly
 # where it stopped. RUN_DIR=<folder on a disk that all machines see> names the run folder, else one is named by the job.
 #SBATCH --job-name=pretrain

@@ -28,6 +28,7 @@ from documentation import (
     broken_links,
     code_spans,
     commands,
+    links,
     pages,
     sentences,
 )
@@ -42,7 +43,8 @@ from pretrain.config.stages import ENDS
 # what a test cannot run, as it changes the machine or serves without an end; each occurs in the texts
 NOT_RUN = (
     "aws s3 cp",  # needs a bucket
-    "make train", "make wheel", "make bench", "source .venv/bin/activate", "pip install ", "tensorboard --logdir logs",
+    "make train", "make wheel", "make bench", "source .venv/bin/activate", "source .venv-", "python3.11 -m venv .venv-",
+    "pip install ", "tensorboard --logdir logs",
     "mlflow ui ", "docker build ", "docker run ", "sky jobs launch ", "hf auth login",
     "python llama.cpp/", "llama.cpp/build/", "vllm serve ",
 )  # fmt: skip
@@ -302,6 +304,30 @@ def test_every_entry_of_what_is_not_run_occurs_in_the_texts() -> None:
     texts = "".join((ROOT / name).read_text(encoding="utf8") for name in PAGES)
     for word in (*FOREIGN, *ALLOWED):
         assert word in texts, word
+
+
+def test_the_index_links_every_page() -> None:
+    linked = links((ROOT / "docs" / "index.md").read_text(encoding="utf8"))
+    expected = [name.removeprefix("docs/") for name in PAGES if name.startswith("docs/") and name != "docs/index.md"]
+    assert sorted(expected) == sorted(page for page in linked if page.endswith(".md"))
+
+
+GROUPS = ("model", "objective", "data", "tokenizer", "optimizer", "schedule", "trainer", "logger", "callbacks")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_table_of_presets_names_each(group: str) -> None:
+    """The row of a group in `First run` has every preset of the folder of the group."""
+    text = (ROOT / "docs" / "get-started" / "first-run.md").read_text(encoding="utf8")
+    row = next(line for line in text.splitlines() if re.match(rf"\| .*`{group}`.* \|", line))
+    presets = {path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")}
+    assert presets <= set(re.findall(r"`(\w+)`", row)), presets - set(re.findall(r"`(\w+)`", row))
+
+
+def test_the_table_of_objectives_names_each() -> None:
+    text = (ROOT / "docs" / "guides" / "objectives-and-masking.md").read_text(encoding="utf8")
+    rows = set(re.findall(r"^\| `(\w+)` \|", text, re.M))
+    assert {path.stem for path in (CONFIG_FOLDER / "objective").glob("*.yaml")} <= rows
 
 
 def test_sentences_of_the_readme_are_short() -> None:
