@@ -138,7 +138,7 @@ def test_a_python_without_the_libraries_leads_to_one_that_has_them(tmp_path: Pat
     here = (
         f"this Python, {sys.executable} ({sys.version_info[0]}.{sys.version_info[1]}), lacks torch, lightning and more"
     )
-    assert typed(clone) == f"ConfigError: {here}. Type: python3.11 -m pip install pretrain\n"
+    assert typed(clone) == f"ConfigError: {here}. Type: python3.11 -m pip install --force-reinstall pretrain-*.whl\n"
     (clone / "Makefile").touch()
     assert typed(clone) == f"ConfigError: {here}. Type: make install\n"
     assert typed(tmp_path) == f"ConfigError: {here}. Type: make -C {clone} install\n"

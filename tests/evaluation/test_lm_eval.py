@@ -20,7 +20,7 @@ from pretrain.evaluation.tasks import score_examples
 from pretrain.language_model import LanguageModel
 
 if importlib.util.find_spec("lm_eval") is None:
-    pytest.skip("lm-eval is not installed: pip install 'pretrain[lm-eval]'", allow_module_level=True)
+    pytest.skip("lm-eval is not installed: pip install -e '.[lm-eval]'", allow_module_level=True)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

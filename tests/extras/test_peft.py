@@ -18,7 +18,7 @@ from pretrain.models.transformer import Transformer
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="pip install 'pretrain[peft]'"),
+    pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="pip install -e '.[peft]'"),
 ]
 ROWS = torch.arange(30).reshape(2, 15)
 

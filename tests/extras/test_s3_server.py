@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("s3fs") is None or importlib.util.find_spec("moto") is None,
-        reason="pip install 'pretrain[storage]' -c constraints-storage.txt",
+        reason="pip install -e '.[storage]' -c constraints-storage.txt",
     ),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
 ]

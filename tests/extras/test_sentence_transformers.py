@@ -16,9 +16,7 @@ from pretrain.training.train import run
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("sentence_transformers") is None, reason="pip install 'pretrain[embed]'"
-    ),
+    pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is None, reason="pip install -e '.[embed]'"),
 ]
 TEXTS = ["A plane is taking off.", "the quick brown fox jumps over the lazy dog", "a", "One, two; three? 1234 words"]
 

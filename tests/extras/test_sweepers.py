@@ -22,7 +22,7 @@ TINY = (
 RATES = "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))"
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(importlib.util.find_spec("hydra_plugins") is None, reason="pip install 'pretrain[sweep]'"),
+    pytest.mark.skipif(importlib.util.find_spec("hydra_plugins") is None, reason="pip install -e '.[sweep]'"),
 ]
 
 

@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("trafilatura") is None or importlib.util.find_spec("fasttext") is None,
-        reason="pip install 'pretrain[curate]'",
+        reason="pip install -e '.[curate]'",
     ),
 ]
 SCRIPT = Path(__file__).parents[2] / "src" / "curate.py"

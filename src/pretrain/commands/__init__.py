@@ -21,7 +21,7 @@ def _check_python() -> None:
     clone = Path(__file__).resolve().parents[3]
     activate = clone / ".venv" / "bin" / "activate"
     if not (clone / "Makefile").is_file():
-        remedy = "python3.11 -m pip install pretrain"
+        remedy = "python3.11 -m pip install --force-reinstall pretrain-*.whl"
     elif activate.is_file() and Path(sys.prefix).resolve() != clone / ".venv":
         remedy = f"source {activate.relative_to(Path.cwd()) if activate.is_relative_to(Path.cwd()) else activate}"
     else:

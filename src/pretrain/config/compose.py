@@ -314,7 +314,7 @@ def _explain_missing(error: Exception) -> ConfigError:
     if (group or "").startswith("hydra/"):
         return ConfigError(
             f"{group}={name} is not installed. joblib, submitit_local, submitit_slurm, ray and optuna come with "
-            "pip install 'pretrain[sweep]'; ours needs nothing: hydra/launcher=pretrain."
+            "pip install -e '.[sweep]'; ours needs nothing: hydra/launcher=pretrain."
         )
     place = "" if where is None or (CONFIG_FOLDER / f"{where}.yaml").is_file() else f" in {where}.yaml"
     if group is None:

@@ -90,7 +90,7 @@ class PruningSweeper(Sweeper):
         except ImportError as error:
             raise ConfigError(
                 "hydra/sweeper=optuna_pruning needs the package optuna, which is not installed. "
-                "Install it: pip install 'pretrain[sweep]'."
+                "Install it: pip install -e '.[sweep]'."
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         settings, folder = self.settings, self.hydra_job.logs_folder / SWEEP

@@ -20,6 +20,7 @@ from pretrain.errors import CheckpointError, ConfigError, printable
 
 log = logging.getLogger(__name__)
 
+_STORAGE_EXTRA = "-e '.[storage]'"
 _SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "memory": "", "file": ""}  # the library that each needs beside fsspec
 _REMOTE = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 _NAME = re.compile(r"[^/\\\x00-\x1f]{1,200}")  # of an object, between two slashes
@@ -161,7 +162,7 @@ class RemoteFolder:
         except ImportError:
             raise ConfigError(
                 f"{self.url} needs the package {_SCHEMES[scheme] or 'fsspec'}. Install it: "
-                f"pip install {repr('pretrain[storage]') if scheme == 's3' else _SCHEMES[scheme] or 'fsspec'}"
+                f"pip install {_STORAGE_EXTRA if scheme == 's3' else _SCHEMES[scheme] or 'fsspec'}"
             ) from None
         return system, str(path)
 

@@ -185,7 +185,7 @@ def check_installed(key: str, package: str, extra: str) -> None:
     """Raise ConfigError where the package that the entry `key` needs is not installed."""
     if find_spec(package) is None:
         raise ConfigError(
-            f"{key} needs the package {package}, which is not installed. Install it: pip install 'pretrain[{extra}]', "
+            f"{key} needs the package {package}, which is not installed. Install it: pip install -e '.[{extra}]', "
             f"or leave the entry out: {key}=null."
         )
 

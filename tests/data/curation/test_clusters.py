@@ -189,6 +189,6 @@ def test_ray_makes_the_same_corpus(text: Path, local: dict[str, bytes], tmp_path
 def test_ray_is_asked_for_by_name(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ConfigError, match=r"engine=ray needs the package ray, .* pip install 'pretrain\[curate-cluster\]'"
+        ConfigError, match=r"engine=ray needs the package ray, .* pip install -e '\.\[curate-cluster\]'"
     ):
         run(config_of(text, tmp_path / "corpus", "engine=ray"))

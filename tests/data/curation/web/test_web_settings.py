@@ -56,7 +56,7 @@ def test_without_the_libraries_the_extra_is_named(tmp_path: Path, monkeypatch: p
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    message = r"sources\.a\.kind=html needs the package lxml_html_clean.*pip install 'pretrain\[curate\]'"
+    message = r"sources\.a\.kind=html needs the package lxml_html_clean.*pip install -e '\.\[curate\]'"
     with pytest.raises(ConfigError, match=message):
         library_versions("sources.a.kind=html")
     (tmp_path / "a.html").write_text("<p>x</p>")

@@ -26,7 +26,7 @@ class RayTasks:
         if importlib.util.find_spec("ray") is None:
             raise ConfigError(
                 "engine=ray needs the package ray, which is not installed. Install it: "
-                "pip install 'pretrain[curate-cluster]', or try engine=local."
+                "pip install -e '.[curate-cluster]', or try engine=local."
             )
         self.config, self.workers = config, workers
         self._ray: Any = None

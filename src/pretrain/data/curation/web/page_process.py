@@ -82,7 +82,7 @@ class PageProcess:
             self.close()
             raise DataError(
                 "the process that reads pages does not start; its own error stands above. Install the libraries again: "
-                "pip install --force-reinstall 'pretrain[curate]'. A script needs if __name__ == '__main__'."
+                "pip install --force-reinstall -e '.[curate]'. A script needs if __name__ == '__main__'."
             ) from None
         self._pipe, self._pages = pipe, 0
         return pipe

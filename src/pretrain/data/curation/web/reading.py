@@ -44,7 +44,7 @@ def library_versions(key: str) -> dict[str, str]:
         return {name: importlib.metadata.version(package) for name, package in PACKAGES.items()}
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(
-            f"{key} needs the package {error.name}, which is not installed. Install it: pip install 'pretrain[curate]'."
+            f"{key} needs the package {error.name}, which is not installed. Install it: pip install -e '.[curate]'."
         ) from None
 
 
