@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pretrain.checkpoint import read as checkpoint
 from pretrain.checkpoint.read import latest_run, newest, open_checkpoint, read_manifest, step_folders
-from pretrain.checkpoint.write import Contents, prune, sweep, write
+from pretrain.checkpoint.write import Contents, prune, set_aside, sweep, write
 from pretrain.errors import CheckpointError
 from pretrain.files.records import SEAL, sealed
 
@@ -415,6 +415,27 @@ def test_pruning_keeps_the_newest_and_only_once_it_is_known_to_be_good(run_folde
     ):
         prune(folder, 1)
     assert open_checkpoint(run_folder).step == 20
+
+
+def test_later_checkpoints_are_set_aside_under_names_of_their_own(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = run_folder / "checkpoints"
+    names = [path.name for path in step_folders(parent)]
+    last = int(names[-1].removeprefix("step-"))
+    assert set_aside(parent, last) == []
+    assert [path.name for path in set_aside(parent, last - 1)] == [f"{names[-1]}.left"]
+    shutil.copytree(parent / f"{names[-1]}.left", parent / names[-1])
+    assert [path.name for path in set_aside(parent, last - 1)] == [f"{names[-1]}.left-2"]
+    assert [path.name for path in step_folders(parent)] == names[:-1]
+    shutil.copytree(parent / f"{names[-1]}.left", parent / names[-1])
+
+    def refuse(*_: object) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match=r"is behind step \d+, from which .* and cannot be set aside"):
+        set_aside(parent, last - 1)
 
 
 def test_a_folder_that_cannot_be_deleted_is_named(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,15 @@ def test_heads_keep_their_groups(shape: TransformerConfig, expected: tuple[int, 
 def test_a_run_becomes_one_of_seconds_on_one_processor():
     config = compose(
         "train",
-        ["model=llama_1b", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=4", "trainer.max_time=9"],
+        [
+            "model=llama_1b",
+            "trainer=fsdp",
+            "trainer.accelerator=cpu",
+            "trainer.devices=4",
+            "trainer.max_time=9",
+            "trainer.precision=bf16",
+            "trainer.half_residual_stream=true",
+        ],
     )
     small = shrink(replace(config, resume="x"), "folder")
     assert (small.trainer.strategy, small.trainer.devices, small.trainer.precision) == (

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.checkpoint.read import latest_run, open_checkpoint, step_folders
 from pretrain.config.compose import compose, register_schemas
@@ -90,6 +91,46 @@ def test_a_preset_typed_again_takes_nothing_back_that_was_typed_beside_it(tiny, 
         resumed("optimizer=muon")
     with pytest.raises(ConfigError, match=r"experiment=novels_small sets many settings.* without an experiment"):
         resumed("experiment=novels_small", "data.path=x")
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_takes_none_of_the_course_it_left(
+    tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model=gpt_nano", "checkpoint.keep=2"]
+    folder = Path(run(tiny.plan(*words, "checkpoint.keep=3", f"paths.run_dir={tiny.folder / 'run'}")).folder)
+    left = open_checkpoint(folder).tensors("model")
+    early = [f"resume={folder}/checkpoints/step-00000004", "optimizer.learning_rate=0.5"]
+    report = run(tiny.plan(*words, *early, "allow_change=[optimizer.learning_rate]"))
+    assert report.steps == 12
+    told = capsys.readouterr().out
+    assert "later checkpoints are set aside, free to delete: step-00000008.left, step-00000012.left" in told
+    assert [path.name for path in step_folders(folder / "checkpoints")] == ["step-00000008", "step-00000012"]
+    newest = open_checkpoint(folder).tensors("model")
+    assert any(not torch.equal(newest[name], left[name]) for name in left)
+    assert open_checkpoint(folder).config["optimizer"]["learning_rate"] == 0.5
+    done = run(tiny.plan(*words, f"resume={folder}/checkpoints/step-00000008", "trainer.max_steps=8"))
+    assert done.steps == 8  # nothing was left to do, so nothing is set aside
+    assert open_checkpoint(folder).step == 12
+
+
+@pytest.mark.slow
+def test_what_a_resume_cannot_have_is_refused_and_devices_change_nothing_else(tiny) -> None:
+    tiny.words = [word for word in tiny.words if not word.startswith("trainer.max_steps")]
+    first = tiny.plan("model=gpt_nano", f"paths.run_dir={tiny.folder / 'run'}")
+    first.config.trainer.max_steps = 2  # as a rule or a recipe decided it
+    folder = run(first).folder
+
+    def resumed(*words: str) -> RunConfig:
+        typed = [f"paths.cache_dir={tiny.folder / 'cache'}", f"resume={folder}", *words]
+        return resolve_run(compose("train", typed), typed).config
+
+    trainer = resumed("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2").trainer
+    assert (trainer.max_steps, trainer.strategy.name, trainer.devices) == (2, "ddp", 2)
+    with pytest.raises(ConfigError, match=r"paths\.run_dir=.*other is not the folder of resume=.*Leave paths"):
+        resumed(f"paths.run_dir={tiny.folder / 'other'}")
+    with pytest.raises(ConfigError, match=r"recipe=gpt_small sets many settings.* without a recipe"):
+        resumed("recipe=gpt_small")
 
 
 @pytest.mark.long

@@ -37,6 +37,18 @@ def test_the_fastest_that_fits_is_taken(plan: Plan, target: Target) -> None:
 
 
 @pytest.mark.slow
+def test_a_batch_that_grows_has_fewer_micro_batches_and_tokens_of_its_own(plan: Plan, target: Target) -> None:
+    growing = ["batch_size=16", "batch_warmup_rows=4", "batch_warmup_tokens=100000", "trainer.max_steps=50"]
+    config = plan("model=gpt_nano", "dry_run=false", *growing)
+    tried = {candidate.config.micro_batch_size for candidate in candidates(config, target)}
+    assert tried == {4, 8, 16}  # a micro-batch holds a whole part of the first 4 rows
+    found = forecast(config, target, simulate=False).cost
+    assert found.tokens == config.batch_sizes().tokens(50)
+    assert found.tokens < 50 * found.tokens_per_step
+    assert found.seconds == pytest.approx(found.tokens / found.tokens_per_s)
+
+
+@pytest.mark.slow
 def test_what_fits_by_formula_is_tried_by_a_dry_run(plan: Plan, target: Target) -> None:
     found = fit(plan("model=gpt_nano"), on_a_device_of(100, target))
     assert found is not None

@@ -37,3 +37,16 @@ def test_every_key_of_a_checkpoint_is_restored(tiny: Any, monkeypatch: pytest.Mo
     assert states == [saved.progress | {"step": 6}]
     counted = ("tokens_seen", "skipped_steps", "seconds", "losses", "left_out", "batch_sizes", "first_validation")
     assert all(saved.progress[name] for name in counted)  # none of them is what a fresh run begins with
+
+
+def test_a_save_begun_before_an_early_end_is_waited_for() -> None:
+    waited: list[str] = []
+    checkpoints = Checkpoints.__new__(Checkpoints)
+    saver: Any = SimpleNamespace(
+        save=lambda step: waited.append(f"save {step}"), finish=lambda: waited.append("finish")
+    )
+    checkpoints.saver = saver
+    checkpoints._saved_at = 5
+    checkpoints.on_train_end(SimpleNamespace(global_step=5), None)  # type: ignore[arg-type]
+    checkpoints.on_train_end(SimpleNamespace(global_step=7), None)  # type: ignore[arg-type]
+    assert waited == ["finish", "save 7", "finish"]

@@ -49,7 +49,7 @@ def _path_settings(config: RunConfig) -> Iterator[tuple[str, Any, Any]]:
         )
     for name, entry in config.stages.items():
         yield from _paths_below(f"stages.{name}.data", entry.get("data"))
-    for task in (*FROM_FILES, Task.sts):
+    for task in (*FROM_FILES, Task.sts, Task.retrieval, Task.needle):
         files = getattr(config.scores, task.name)
         yield from ((f"scores.{task.name}", files, number) for number in range(len(files)))
 

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,27 @@ def prune(parent: Path, keep: int, in_use: frozenset[Path] = frozenset()) -> dic
     except OSError as error:
         raise CheckpointError(f"an old checkpoint below {parent} could not be deleted: {error}.") from error
     return foreign
+
+
+def set_aside(parent: Path, step: int) -> list[Path]:
+    """Rename the checkpoints behind a step, so that a run that goes on from it never takes one of another course.
+
+    Returns their new folders, which nothing reads or deletes. Raises CheckpointError if one cannot be renamed.
+    """
+    moved = []
+    for folder in step_folders(parent):
+        if int(folder.name.removeprefix("step-")) > step:
+            taken = (folder.with_name(f"{folder.name}.left{'' if n == 1 else f'-{n}'}") for n in count(1))
+            target = next(path for path in taken if not os.path.lexists(path))
+            try:
+                folder.rename(target)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{folder} is behind step {step}, from which the run goes on, and cannot be set aside: {error}. "
+                    "Move it out of the folder."
+                ) from error
+            moved.append(target)
+    return moved
 
 
 def sweep(parent: Path) -> dict[Path, str]:

@@ -8,7 +8,7 @@ _LENGTHS = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
 _WARMUPS = ("schedule.warmup_steps", "schedule.warmup_tokens", "schedule.warmup_fraction")
 # what brings a length that was chosen for it, or continues from weights, which takes another length
 _WITH_LENGTH = {"experiment", "recipe", "init_from", "size"}
-_MACHINES = ("auto", "cpu", "gpu", "ddp", "fsdp")  # presets of the trainer without a length
+DEVICE_PRESETS = ("auto", "cpu", "gpu", "ddp", "fsdp")  # presets of the trainer without a length
 
 
 def let_typed_lengths_win(tree: Any, overrides: list[str]) -> None:
@@ -52,7 +52,7 @@ def other_warmups(key: str) -> list[str]:
 
 def _is_left_open(tree: Any, typed: dict[str, str]) -> bool:
     """Return whether nothing typed gives the length of a run on the user's own text, all of it known in advance."""
-    if typed.keys() & {*_LENGTHS, *_WITH_LENGTH} or typed.get("trainer", "auto") not in _MACHINES:
+    if typed.keys() & {*_LENGTHS, *_WITH_LENGTH} or typed.get("trainer", "auto") not in DEVICE_PRESETS:
         return False
     own_text = "data.path" in typed and tree.data.kind in ("text_files", "hugging_face")
     return own_text and tree.data.mode.name == "prepare" and typed.get("model") != "imported"

@@ -14,7 +14,7 @@ from pretrain.config.renamed import with_current_name
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
 from pretrain.config.stages import ENDS
-from pretrain.config.typed_lengths import other_warmups
+from pretrain.config.typed_lengths import DEVICE_PRESETS, other_warmups
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.errors import CheckpointError, ConfigError, shown
 from pretrain.launch.rank import log, under_launcher
@@ -39,6 +39,7 @@ _AUTO = {
 }  # fmt: skip
 _FILLED = {"logger": "loggers"}  # presets whose settings have another name
 _RESOLVED_ONCE = ("size", "time")  # a run's first start turns them into numbers, and those are saved
+_DEVICES = ("accelerator", "strategy", "devices")  # of the trainer: what a preset of devices brings
 _OF_ONE_START = ("resume", "allow_change", "paths.run_dir", "plugins")  # overrides of one start, not of the run
 
 
@@ -49,7 +50,9 @@ def find_resumed(config: RunConfig, overrides: list[str]) -> Checkpoint | None:
     if none of a run's checkpoints can be used.
     """
     if config.resume != "auto":
-        return open_checkpoint(local_run(str(config.resume), config.paths, config.storage))
+        named_one = open_checkpoint(local_run(str(config.resume), config.paths, config.storage))
+        _check_run_dir(config, named_one.folder.parent.parent)
+        return named_one
     named = any(_key_of(word).split(".")[0] in (*_RESUME_CRITICAL, "name", "experiment") for word in overrides)
     name = config.name if named else None
     restore_newest(config.paths, config.storage, name)
@@ -67,6 +70,16 @@ def find_resumed(config: RunConfig, overrides: list[str]) -> Checkpoint | None:
             )
     log("resume=auto found nothing to resume: starting a new run")
     return None
+
+
+def _check_run_dir(config: RunConfig, folder: Path) -> None:
+    """Raise ConfigError where `paths.run_dir` asks for another folder than that of the run, in which it goes on."""
+    asked = config.paths.run_dir
+    if asked is not None and Path(asked).expanduser().resolve() != folder.resolve():
+        raise ConfigError(
+            f"paths.run_dir={asked} is not the folder of resume={config.resume}, and a run goes on in its own: "
+            f"{folder}. Leave paths.run_dir out, or copy the folder and resume the copy. init_from starts another run."
+        )
 
 
 def overrides_of_the_run(overrides: list[str], earlier: list[str]) -> list[str]:
@@ -129,24 +142,31 @@ def _apply(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: di
     if key.split(".")[0] == "stages":
         if not repeated:  # what the run was started with may be saved in another form since: `keep_ends`
             _set_in_stages(merged, key, _get(typed, key))
-    elif key == "experiment":
-        if earlier and not repeated:
-            raise ConfigError(
-                f"{word} sets many settings, and the resumed run was started "
-                f"{earlier.get(key, 'without an experiment')}. "
-                "Leave it out and type only the settings to change, or start anew with init_from=<run>."
-            )
-    elif not is_group(key):
+    elif is_group(key):
+        _apply_group(word, merged, typed, earlier)
+    else:
         _set(merged, key, _get(typed, key))
         for other in () if repeated else other_warmups(key):  # repeated, it changes nothing
             _set(merged, other, _get(typed, other))
-    elif not repeated:
-        _apply_group(_FILLED.get(key, key), merged, typed, earlier)
 
 
-def _apply_group(key: str, merged: dict[str, Any], typed: dict[str, Any], earlier: dict[str, str]) -> None:
+def _apply_group(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: dict[str, str]) -> None:
     """Write a chosen preset of a group into `merged`."""
+    group, repeated = _key_of(word), earlier.get(_key_of(word)) == word.lstrip("+")
+    key = _FILLED.get(group, group)
+    if key not in merged:
+        if earlier and not repeated:
+            raise ConfigError(
+                f"{word} sets many settings, and the resumed run was started "
+                f"{earlier.get(group, 'without ' + ('an' if group[0] in 'aeiou' else 'a') + ' ' + group)}. "
+                "Leave it out and type only the settings to change, or start anew with init_from=<run>."
+            )
+        return
+    if repeated:
+        return
     old, new = merged.get(key), typed.get(key)
+    if key == "trainer" and word.partition("=")[2] in DEVICE_PRESETS:  # length and intervals stay those of the run
+        new = merged[key] | {name: typed[key][name] for name in _DEVICES}
     merged[key] = new
     for name in earlier:  # earlier overrides within the group stay, but for entries that were not chosen again
         within = name.startswith(f"{key}.") and (key not in SECTIONS or name.split(".")[1] in (new or ()))

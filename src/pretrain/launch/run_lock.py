@@ -27,7 +27,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
             file.seek(0)
             raise CheckpointError(
                 f"{folder} is in use by another run ({_holder(file.read(1000))}). "
-                "Wait for it, stop it, or choose another folder: paths.run_dir=<folder>."
+                "Wait for it, stop it, or start a run in another folder: paths.run_dir=<folder>."
             )
         file.truncate(0)
         json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from pretrain.data.batch_sizes import BatchSizes
 from pretrain.models.size import training_flops_per_token
 from pretrain.planning.estimate import block_bytes
 from pretrain.planning.hardware import Hardware
@@ -19,11 +20,14 @@ class Cost:
     steps: int | None  # None: the run has no limit
     step_s: float
     device_count: int
+    growing: BatchSizes | None = None  # of a batch that grows; None: all steps have one size
 
     @property
     def tokens(self) -> int | None:
         """Tokens read over the whole run, padding included."""
-        return None if self.steps is None else self.steps * self.tokens_per_step
+        if self.steps is None:
+            return None
+        return self.steps * self.tokens_per_step if self.growing is None else self.growing.tokens(self.steps)
 
     @property
     def flops(self) -> float | None:
@@ -38,7 +42,7 @@ class Cost:
     @property
     def seconds(self) -> float | None:
         """Time of all steps, without validations, checkpoints and samples."""
-        return None if self.steps is None else self.steps * self.step_s
+        return None if self.tokens is None else self.tokens / self.tokens_per_s
 
 
 def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | None, max_minutes: float | None) -> Cost:

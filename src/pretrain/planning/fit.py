@@ -1,8 +1,10 @@
 """Search settings that fit the memory of a device at the same global batch size."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
+from pretrain.errors import ConfigError
 from pretrain.parallel.config import ParallelConfig
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import Forecast, Target, forecast
@@ -125,7 +127,8 @@ def _variants(config: PlanConfig) -> Iterator[PlanConfig]:
                 for reshard in (True, False) if sharing is Strategy.fsdp else (True,):
                     parallel = _parallel(config.parallel, sharing, checkpointing, reshard)
                     trainer = replace(config.trainer, strategy=sharing)
-                    yield replace(config, micro_batch_size=rows, trainer=trainer, parallel=parallel)
+                    with suppress(ConfigError):  # a batch that grows is shared by fewer micro-batches
+                        yield replace(config, micro_batch_size=rows, trainer=trainer, parallel=parallel)
 
 
 def _parallel(parallel: ParallelConfig, sharing: Strategy, checkpointing: bool, reshard: bool) -> ParallelConfig:

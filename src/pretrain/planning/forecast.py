@@ -1,6 +1,6 @@
 """Forecast a run: its memory, cost and checkpoints on a target device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pretrain.config.run import RunConfig
@@ -98,11 +98,12 @@ def forecast(config: PlanConfig, target: Target, simulate: bool) -> Forecast:
     work = workload_of(config, target.vocab_size, target.precision, target.hardware.gpu)
     size = checkpoint_bytes(work)
     write_s = size / (1e9 * config.storage_gb_per_s)
+    cost = cost_of(work, target.hardware, config.mfu, config.max_steps(), config.trainer.max_time)
     return Forecast(
         target=target,
         work=work,
         estimate=estimate_memory(work),
-        cost=cost_of(work, target.hardware, config.mfu, config.max_steps(), config.trainer.max_time),
+        cost=replace(cost, growing=config.batch_sizes() if config.batch_warmup_rows else None),
         checkpoint_bytes=size,
         checkpoint_s=write_s,
         save_interval_s=best_interval_s(write_s, 3600 * config.hours_between_failures),

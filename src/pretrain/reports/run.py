@@ -196,7 +196,7 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     steps = run.end.step if run.end else max(steps, run.report.steps if run.report else 0)
     tiles.append((f"{steps:,}", "steps"))
     if run.history:
-        tiles.append((count(_tokens_read(run.history, steps)), "tokens read"))
+        tiles.append((count(_tokens_read(run, run.history, steps)), "tokens read"))
         tiles.append((count(run.history.parameters), "parameters"))
         training_s = sum(start.end.training_s for start in run.history.starts if start.end)
         tiles += [(duration(training_s), "in steps")] if training_s else []
@@ -226,8 +226,16 @@ def _entered(history: History | None) -> list[StageRecord]:
     return [stage for stage in stages if stage.end is None or stage.end > stage.begin]
 
 
-def _tokens_read(history: History, steps: int) -> int:
-    """Return the tokens of the first `steps` steps, padding included; during a warm-up of the batch, an estimate."""
+def _tokens_read(run: RunFiles, history: History, steps: int) -> int:
+    """Return the tokens of the first `steps` steps, padding included, as logged or reported; else an estimate.
+
+    The estimate is wrong for a batch that grew or changed.
+    """
+    curve = run.curves.get("progress/tokens")
+    if run.report and run.report.steps == steps:
+        return run.report.tokens_seen
+    if curve and curve.last and curve.last[0] > 0:
+        return round(curve.last[1] * steps / curve.last[0])
     if not history.stages:
         return steps * history.batch_size * history.row_length
     read = 0
@@ -319,7 +327,7 @@ def _samples(samples: list[Sample]) -> str:
 def _text(run: RunFiles, history: History) -> list[str]:
     """Return the sources with what was read of them, the lengths of documents, and the packing."""
     several = len(history.sources) > 1
-    samples = (run.end.step if run.end else 0) * history.batch_size
+    samples = _tokens_read(run, history, run.end.step) / history.row_length if run.end else 0
     rows = []
     for source in history.sources:
         epochs = f"{samples * source.share / source.rows:.2f}" if source.rows and samples else "-"

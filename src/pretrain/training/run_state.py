@@ -23,8 +23,10 @@ from pretrain.checkpoint import write as checkpoint_writing
 from pretrain.checkpoint.read import EMA, Checkpoint
 from pretrain.checkpoint.safetensors_file import TensorShard
 from pretrain.checkpoint.upload import Uploads
+from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, printable
 from pretrain.launch.rank import log
+from pretrain.models.interface import LanguageModule
 from pretrain.optim.groups import parameters_by_name
 from pretrain.optim.state import load_optimizer_state, optimizer_state
 from pretrain.parallel.config import ParallelDims
@@ -244,12 +246,15 @@ class RunState(Callback):
         return uploads.in_use()
 
 
-def check_disk_space(folder: Path, parameters: int, copies: int = 3) -> None:
-    """Raise CheckpointError before any work if the first checkpoint would not fit on the disk.
+def saved_numbers(model: LanguageModule, config: RunConfig) -> int:
+    """Return how many numbers of 32 bits a checkpoint holds: weights, their average if any, and optimizer state."""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return weights * (2 if config.ema.decay else 1) + config.optimizer.state_numbers(model)
 
-    It holds so many numbers in 32 bits for each parameter: weights, two optimizer moments, and their average if any.
-    """
-    needed, free = 4 * copies * parameters, shutil.disk_usage(folder).free
+
+def check_disk_space(folder: Path, numbers: int) -> None:
+    """Raise CheckpointError before any work if the first checkpoint, of so many 32-bit numbers, would not fit."""
+    needed, free = 4 * numbers, shutil.disk_usage(folder).free
     if free < needed:
         raise CheckpointError(
             f"the disk of the run folder {folder} is too full for a checkpoint: it needs {needed / 2**20:,.1f} MiB, "

@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from pretrain.checkpoint.read import newest
-from pretrain.checkpoint.write import sweep
+from pretrain.checkpoint.write import set_aside, sweep
 from pretrain.config.run import MAX_SEED, RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.config.stages import Course, Stage
@@ -67,6 +67,7 @@ from pretrain.training.run_state import (
     check_disk_space,
     keep_own_signal_handlers,
     let_micro_batches_run,
+    saved_numbers,
 )
 from pretrain.training.startup_summary import rate_change, stages_table, startup_summary, startup_warnings
 from pretrain.training.throughput import Throughput
@@ -163,7 +164,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     add_adapters(model, config.lora, trained_head(config))
     freeze_unused(config, model)
     check_supported(config, model)
-    check_disk_space(folder, _count(model), 4 if config.ema.decay else 3)
+    check_disk_space(folder, saved_numbers(model, config))
     weights = initial_weights(run_plan, prepared, model, stage.text)
     length = run_length(replace(stage, config=config), run_plan.seconds or 0.0, course.sizes, data.rows_per_epoch)
     data.last_step = length.last_step
@@ -208,6 +209,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
         logged = to_dict(whole) | {"environment": found}
         log_config(trainer.loggers, logged, yaml.safe_dump(logged, sort_keys=False), start)
     if not is_done:
+        _set_aside_later(folder, start)
         with closing(data), late_signals(module):
             trainer.fit(module, datamodule=data)
         if length.ends_stage(trainer.global_step) and not trainer.should_stop:
@@ -257,6 +259,14 @@ def _delete_leftovers(folder: Path) -> None:
     for path, reason in sweep(folder / CHECKPOINTS).items():
         log(f"warning: {path} is never deleted: {reason}")
     delete_drafts(folder)
+
+
+def _set_aside_later(folder: Path, start: int) -> None:
+    """Set aside checkpoints behind the step that the run goes on from: they are of a course that it leaves."""
+    moved = set_aside(folder / CHECKPOINTS, start) if rank() == 0 else []
+    if moved:
+        names = ", ".join(path.name for path in moved)
+        log(f"warning: the run goes on from step {start}. Its later checkpoints are set aside, free to delete: {names}")
 
 
 def _count(model: LanguageModule) -> int:

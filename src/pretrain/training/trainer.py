@@ -20,6 +20,9 @@ from pretrain.launch.run_folder import CONFIG
 from pretrain.launch.run_plan import RunPlan
 from pretrain.parallel.precision import autocast, half_dtype
 from pretrain.training.config import Strategy
+from pretrain.training.loggers.csv_table import LongCSVLogger
+from pretrain.training.loggers.run_log import guard
+from pretrain.training.loggers.tensorboard import RunTensorBoard
 from pretrain.training.strategy import build_strategy
 from pretrain.training.user_callbacks import build_loggers, run_facts
 from pretrain.training.validation import validates_first
@@ -80,7 +83,9 @@ def open_loggers(run_plan: RunPlan) -> dict[str, Logger]:
     if rank() > 0:  # Lightning's callbacks that log want one on every process
         return {name: DummyLogger() for name in list(config.loggers)[:1]}
     write_atomically(run_plan.folder / CONFIG, yaml.safe_dump(to_dict(whole), sort_keys=False).encode())
-    return build_loggers(config, run_facts(run_plan))
+    loggers = build_loggers(config, run_facts(run_plan))
+    guard(logger for logger in loggers.values() if not isinstance(logger, LongCSVLogger | RunTensorBoard))
+    return loggers
 
 
 def quiet_lightning() -> None:

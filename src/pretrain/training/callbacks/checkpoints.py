@@ -88,7 +88,7 @@ class Checkpoints(StepCallback):
         if trainer.global_step != self._saved_at:
             self.saver.save(trainer.global_step)
             self._saved_at = trainer.global_step
-            self.saver.finish()
+        self.saver.finish()  # also of a save that was begun before: its error is the run's
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let a signal end a validation on one process at once."""

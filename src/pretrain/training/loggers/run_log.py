@@ -3,7 +3,8 @@
 A logger that can do more than Lightning's interface says so by these methods; any other gets the settings alone.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from lightning.pytorch.loggers import Logger
 
 from pretrain.checkpoint.read import newest
 from pretrain.config.serialize import flat
+from pretrain.errors import PretrainError, printable
+from pretrain.launch.rank import log
+
+_GUARDED = ("log_metrics", "add_text", "add_checkpoint", "save", "finalize", "close")
+_FAILURES = "_failures_of_calls"
 
 
 class RunLog:
@@ -57,10 +63,42 @@ def log_checkpoint(loggers: Iterable[Logger], run_folder: Path) -> None:
 
 
 def close(loggers: Iterable[Logger], failed: bool) -> None:
-    """End the run at every logger's service."""
+    """End the run at every logger's service, and say how many of its calls failed."""
     for logger in loggers:
         if isinstance(logger, RunLog):
             logger.close(failed)
+        if failures := getattr(logger, _FAILURES, 0):
+            log(f"warning: {failures:,} calls of the logger {type(logger).__name__} failed, and its record has gaps.")
+
+
+def guard(loggers: Iterable[Logger]) -> None:
+    """Let a logger that fails once the run has begun cost a warning, not the run or its exit code.
+
+    Its settings are logged without this guard: an address that is wrong ends a run before its first step. What the run
+    itself keeps, metrics.csv and TensorBoard's files, is not guarded.
+    """
+    for logger in loggers:
+        for name in _GUARDED:
+            if callable(method := getattr(logger, name, None)):
+                setattr(logger, name, _guarded(logger, method))
+
+
+def _guarded(logger: Logger, method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return method(*arguments, **named)
+        except PretrainError:
+            raise
+        except Exception as error:
+            failures = getattr(logger, _FAILURES, 0) + 1
+            setattr(logger, _FAILURES, failures)
+            if failures == 1:
+                text = printable(f"{type(error).__name__}: {error}", one_line=True)
+                log(f"warning: the logger {type(logger).__name__} fails, and the run goes on without it: {text}")
+            return None
+
+    return call
 
 
 def ids_of(loggers: Mapping[str, Logger]) -> dict[str, str]:
