@@ -1,12 +1,14 @@
 """`RunState.load` restores all state of a checkpoint."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pretrain.checkpoint.read import Checkpoint, newest
 from pretrain.objectives.objective import ModelWithLoss
+from pretrain.training.callbacks.checkpoints import Checkpoints
 from pretrain.training.run_state import RunState
 from pretrain.training.train import run
 
