@@ -24,7 +24,7 @@ from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.embedding import chosen_pooling, text_vectors
 from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
 from pretrain.inference.generate import Decoding, NewToken, generate_tokens
-from pretrain.inference.generation_options import check_options, denoising_of, sampling_of
+from pretrain.inference.generation_options import check_options, denoising_options, sampling_of
 from pretrain.interop.load import open_model
 from pretrain.models.interface import LanguageModule
 from pretrain.models.pooling import shortened
@@ -305,7 +305,15 @@ class LanguageModel:
 
     def _denoising(self, options: Mapping[str, Any], suppress_tokens: Tensor, end_id: int | None) -> Denoising:
         assert self.tokenizer.mask_id is not None
-        return denoising_of(options, self.tokenizer.mask_id, suppress_tokens, end_id, self.shift_targets)
+        return Denoising(
+            self.tokenizer.mask_id,
+            suppress_tokens,
+            sampling_of(options),
+            end_id,
+            shift_targets=self.shift_targets,
+            special_ids=self.tokenizer.special_ids,
+            **denoising_options(options),
+        )
 
     def fill(self, text: Prompt, **options: Unpack[FillOptions]) -> Prompt:
         """Return the text with a token for each [MASK], or a list for texts; the rest of a text stays.

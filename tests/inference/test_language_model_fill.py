@@ -73,6 +73,26 @@ def test_a_diffusion_model_continues_prompts(options: dict[str, Any]) -> None:
     assert "LanguageModel(diffusion, " in repr(DIFFUSION)
 
 
+@pytest.mark.parametrize("method", ["fill", "generate"])
+def test_guidance_keeps_the_begin_token_in_the_text_without_a_prompt(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind a prompt, where the end token may be drawn, and is the begin token too."""
+    assert BPE.bos_id == BPE.eos_id
+    read: list[list[int]] = []
+    forward = DIFFUSION.model.forward
+    monkeypatch.setattr(
+        DIFFUSION.model, "forward", lambda x, *a, **k: (read.extend(x.tolist()), forward(x, *a, **k))[1]
+    )
+    if method == "fill":
+        DIFFUSION.fill("The[MASK]", guidance_scale=1.0)
+    else:
+        DIFFUSION.generate("The", max_new_tokens=1, guidance_scale=1.0)
+    given, bare = read
+    assert given[0] == bare[0] == BPE.bos_id
+    assert {*bare} == {BPE.bos_id, BPE.mask_id}
+
+
 def test_a_hybrid_model_continues_from_left_to_right() -> None:
     assert HYBRID.generate("The", max_new_tokens=4, temperature=0, use_cache=False).startswith("The")
 

@@ -38,6 +38,7 @@ class Denoising:
     guidance_scale: float = 0.0
     shift_targets: bool = False  # the position before a mask predicts it
     on_step: Callable[[Sequence[Canvas]], None] | None = None  # gets the canvases before the first step and after each
+    special_ids: frozenset[int] = frozenset()  # guidance never hides them; some may be drawn, such as the end token
 
     def __post_init__(self) -> None:
         for name in ("steps", "block_length", "guidance_scale"):
@@ -165,8 +166,7 @@ class _Network:
         if not self.denoising.guidance_scale:
             hidden = self._states(rows, places)
             return hidden, hidden[:0]
-        special = self.suppress_tokens.nonzero().squeeze(1).tolist()
-        bare = [canvas.without_given(special) for canvas in canvases]
+        bare = [canvas.without_given(self.denoising.special_ids) for canvas in canvases]
         both = self._states([*rows, *bare], [*places, *places])
         hidden, unguided = both.chunk(2)
         return hidden, unguided

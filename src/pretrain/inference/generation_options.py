@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from torch import Tensor
-
 from pretrain.errors import ConfigError, nearest, shown
 from pretrain.inference.config import DecodingOrder
-from pretrain.inference.diffusion import Denoising
 from pretrain.inference.sampling import Sampling
 
 SAMPLING = {field.name for field in fields(Sampling)}
@@ -42,14 +39,12 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
     return Sampling(**{name: value for name, value in options.items() if name in SAMPLING})
 
 
-def denoising_of(
-    options: Mapping[str, Any], mask_id: int, suppress_tokens: Tensor, end_id: int | None, shift_targets: bool
-) -> Denoising:
-    """Return how a diffusion model fills masks; `suppress_tokens` (vocab_size,) marks tokens it never draws."""
+def denoising_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that only diffusion models have and that are set, as fields of `Denoising`."""
     chosen = {name: options[name] for name in DIFFUSION_ONLY if options.get(name) is not None}
     if "order" in chosen:
         chosen["order"] = _order(chosen["order"])
-    return Denoising(mask_id, suppress_tokens, sampling_of(options), end_id, shift_targets=shift_targets, **chosen)
+    return chosen
 
 
 def _order(order: DecodingOrder | str) -> DecodingOrder:
