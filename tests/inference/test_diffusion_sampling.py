@@ -204,7 +204,7 @@ class Scripted(nn.Module):
 def test_a_text_ends_at_the_end_token_and_later_blocks_are_not_run() -> None:
     text = [1, 9, 10, 11, 12, END, 13, 14, 15, 16, 17, 18]
     suppressed = SUPPRESSED & (torch.arange(VOCAB) != END)
-    denoising = replace(PLAIN, end_id=END, suppress_tokens=suppressed)
+    denoising = replace(PLAIN, end_ids=frozenset({END}), suppress_tokens=suppressed)
     for changes, runs in [({}, None), ({"steps": 1}, 1), ({"block_length": 5, "steps": 4}, 2)]:
         model = Scripted(text)
         steps = list(generate_by_denoising(model, [[1, 9]], 10, replace(denoising, **changes)))
@@ -293,10 +293,19 @@ def test_a_prompt_beyond_the_context_is_refused() -> None:
 
 def test_a_canvas_forgets_what_lies_behind_the_end() -> None:
     canvas = Canvas([1, MASK, MASK, MASK], MASK, 0, None, None)
-    canvas.reveal([Reveal(3, 9, -1.0)], END)
-    canvas.reveal([Reveal(2, END, -1.0)], END)
+    canvas.reveal([Reveal(3, 9, -1.0)], {END})
+    canvas.reveal([Reveal(2, END, -1.0)], {END})
     assert canvas.tokens == [1, MASK, END]
     assert canvas.hidden == [1]
     assert list(canvas.revealed) == [2]
-    canvas.reveal([Reveal(1, 8, -1.0)], END)
+    canvas.reveal([Reveal(1, 8, -1.0)], {END})
+    assert not canvas.hidden
+
+
+def test_a_canvas_ends_at_the_first_of_several_end_tokens() -> None:
+    canvas = Canvas([1, *[MASK] * 4], MASK, 0, None, None)
+    canvas.reveal([Reveal(3, END, -1.0)], {START, END})
+    assert canvas.tokens == [1, MASK, MASK, END]
+    canvas.reveal([Reveal(1, START, -1.0)], {START, END})
+    assert canvas.tokens == [1, START]
     assert not canvas.hidden

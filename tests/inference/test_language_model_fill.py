@@ -13,6 +13,7 @@ from pretrain.commands import tasks
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
 from pretrain.errors import ConfigError
 from pretrain.inference.config import DecodingOrder, GenerateConfig
+from pretrain.inference.detokenize import FinishReason
 from pretrain.interop import load as loading
 from pretrain.language_model import LanguageModel
 from pretrain.training.callbacks.sample_prompts import SamplePrompt
@@ -71,6 +72,20 @@ def test_a_diffusion_model_continues_prompts(options: dict[str, Any]) -> None:
     first = completion.text[:1] or "stop"
     assert not completion.text or DIFFUSION.generate("The", max_new_tokens=12, stop=first, **options) == "The"
     assert "LanguageModel(diffusion, " in repr(DIFFUSION)
+
+
+def test_each_prompt_of_a_diffusion_model_has_room_of_its_own() -> None:
+    """Without max_new_tokens; what ends at the context has ended by its length."""
+    prompts = ["The", TEXT, "The quick"]
+    together = DIFFUSION.generate(prompts, seed=5)
+    assert together == [DIFFUSION.generate(prompt, seed=5) for prompt in prompts]
+    never_ends = DIFFUSION._suppress_in_masks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DIFFUSION, "_suppress_next", never_ends)
+        whole = DIFFUSION.complete(prompts, seed=5)
+    assert {each.finish_reason for each in whole} == {FinishReason.length}
+    rows = [DIFFUSION.prompt_ids(prompt) for prompt in prompts]
+    assert [len(each.tokens) for each in whole] == [64 - len(row) for row in rows]
 
 
 @pytest.mark.parametrize("method", ["fill", "generate"])

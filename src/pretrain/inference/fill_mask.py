@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
+from pretrain.inference.sampling import check_logits
 from pretrain.models.interface import LanguageModule, hidden_states
 
 
@@ -27,7 +28,8 @@ def mask_probabilities(
     """Return the probability of every token at every mask of a text, float32 (masks, V).
 
     `suppress_tokens` is bool (V,): tokens that are never predicted. With `shift_targets` the position before a mask
-    predicts it, so the first token must not be a mask. Raises ConfigError if the text has no mask or is too long.
+    predicts it, so the first token must not be a mask. Raises ConfigError if the text has no mask or is too long,
+    DivergenceError for NaN.
     """
     if len(tokens) > model.config.context_length:
         raise ConfigError(
@@ -39,6 +41,7 @@ def mask_probabilities(
     bidirectional = torch.zeros(1, dtype=torch.bool, device=row.device) if model.causal else None
     hidden = hidden_states(model, row, is_causal=bidirectional)[0]
     logits: Tensor = model.head(hidden[positions - int(shift_targets)])
+    check_logits(logits)
     return logits.float().masked_fill(suppress_tokens, -torch.inf).softmax(-1)
 
 
@@ -46,6 +49,21 @@ def check_has_mask(tokens: Sequence[int], mask_id: int) -> None:
     """Raise ConfigError for a text without a mask."""
     if mask_id not in tokens:
         raise ConfigError("the text has no [MASK] to fill. Try: The quick [MASK] fox jumps over the lazy dog.")
+
+
+def predictions(
+    tokenizer: Tokenizer, tokens: Sequence[int], best: Sequence[Sequence[int]], probabilities: Sequence[Sequence[float]]
+) -> list[list[Prediction]]:
+    """Return the predictions for each mask of a row of ids, from their best tokens and the probabilities of these."""
+    positions = [position for position, token in enumerate(tokens) if token == tokenizer.mask_id]
+    found = []
+    for position, ids, values in zip(positions, best, probabilities, strict=True):
+        rows = [[*tokens[:position], token, *tokens[position + 1 :]] for token in ids]
+        texts = [text_with_masks(tokenizer, row) for row in rows]
+        found.append(
+            [Prediction(tokenizer.decode([new]), p, text) for new, p, text in zip(ids, values, texts, strict=True)]
+        )
+    return found
 
 
 def text_with_masks(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
