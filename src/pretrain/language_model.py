@@ -22,7 +22,7 @@ from pretrain.inference.detokenize import Completion, FinishReason, GenerationSt
 from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoising
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.embedding import chosen_pooling, text_vectors
-from pretrain.inference.fill_mask import Prediction, mask_probabilities, predictions, text_with_masks
+from pretrain.inference.fill_mask import FilledText, Prediction, mask_probabilities, predictions
 from pretrain.inference.generate import Decoding, NewToken, generate_tokens
 from pretrain.inference.generation_options import (
     check_options,
@@ -321,7 +321,7 @@ class LanguageModel:
         )
 
     def fill(self, text: Prompt, **options: Unpack[FillOptions]) -> Prompt:
-        """Return the text with a token for each [MASK], or a list for texts; the rest of a text stays.
+        """Return the text with a token for each [MASK], or a list for texts; the rest stays as it was written.
 
         A diffusion model is made for it. A masked or hybrid model can too, best with few masks. Raises ConfigError for
         a causal model, for a text without [MASK], and for one longer than the context.
@@ -333,7 +333,8 @@ class LanguageModel:
             raise ConfigError("fill() needs at least one text, and the list is empty.")
         rows = [self._masked_row(each) for each in texts]
         *_, canvases = denoise(self.model, rows, self._denoising(options, self._suppress_in_masks, frozenset()))
-        filled = [text_with_masks(self.tokenizer, canvas.tokens) for canvas in canvases]
+        spaces = [FilledText(self.tokenizer, *pair) for pair in zip(texts, rows, strict=True)]
+        filled = [each.text(canvas.found) for each, canvas in zip(spaces, canvases, strict=True)]
         return filled[0] if isinstance(text, str) else filled
 
     def _check_fills_masks(self) -> int:
@@ -362,7 +363,7 @@ class LanguageModel:
         tokens = self._masked_row(text)
         probabilities = mask_probabilities(self.model, tokens, mask_id, self._suppress_in_masks, self.shift_targets)
         best = probabilities.topk(min(top_k, int((~self._suppress_in_masks).sum())), dim=-1)
-        return predictions(self.tokenizer, tokens[1:-1], best.indices.tolist(), best.values.tolist())
+        return predictions(FilledText(self.tokenizer, text, tokens), best.indices.tolist(), best.values.tolist())
 
     def embed(
         self,

@@ -39,7 +39,7 @@ DIFFUSION, MASKED, HYBRID, CAUSAL = map(model_of, ("diffusion", "masked", "hybri
 @pytest.mark.parametrize("llm", [DIFFUSION, MASKED, HYBRID])
 @pytest.mark.parametrize("order", list(DecodingOrder))
 def test_fill_replaces_the_masks_and_keeps_the_rest(llm: LanguageModel, order: DecodingOrder) -> None:
-    texts = [HOLES, "[MASK] fox", "The [MASK]"]
+    texts = [HOLES, "[MASK] fox", "The<|endoftext|>  [MASK]"]
     filled = llm.fill(texts, order=order, seed=1)
     assert filled == [llm.fill(text, order=order.value, seed=1) for text in texts]
     assert filled != llm.fill(texts, order=order, seed=2)

@@ -42,6 +42,11 @@ class Canvas:
         """How many masks the next step reveals."""
         return self._blocks[-1][1][0]
 
+    @property
+    def found(self) -> dict[int, int]:
+        """The revealed token of each place that was a mask."""
+        return {place: self.tokens[place] for place in self.revealed}
+
     def block_places(self) -> list[int]:
         """Return the masks of the current block, from left to right."""
         return self._blocks[-1][0]
