@@ -169,9 +169,6 @@ class LanguageModel:
         classification.refuse_tokens(self.classifier or self.regressor)
         self._refuse_embedder()
 
-    def _check_embeds(self) -> None:
-        classification.refuse_vectors(self.classifier or self.regressor)
-
     def _refuse_embedder(self) -> None:
         if self.pooling is not None:
             raise ConfigError(
@@ -199,16 +196,20 @@ class LanguageModel:
         As in fine-tuning, the spelling of a special token in a prompt is text. Options and errors as of `generate`;
         also raises ConfigError for a model without a template (`experiment=instruct`).
         """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = [self.response_ids(text) for text in prompts]
+        texts = [completion.text.strip() for completion in self.complete(rows, **options)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def response_ids(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt in the fine-tuning's template; raises ConfigError for a model without one."""
         if self.prompt_template is None:
             raise ConfigError(
                 "this model was not fine-tuned to respond to prompts, only to complete them: use generate(). Or "
                 f"fine-tune it: {command('train')} experiment=instruct init_from=<this model> data.path=<pairs.jsonl>."
             )
         before, after = self.prompt_template
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = [self._with_bos(self.tokenizer.encode(f"{before}{text}{after}".rstrip())) for text in prompts]
-        texts = [completion.text.strip() for completion in self.complete(rows, **options)]
-        return texts[0] if isinstance(prompt, str) else texts
+        return self._with_bos(self.tokenizer.encode(f"{before}{prompt}{after}".rstrip()))
 
     def chat(self, messages: str | Sequence[Mapping[str, str]], **options: Unpack[GenerationOptions]) -> str:
         """Return the assistant's next turn, and keep the conversation with it in `conversation`.
@@ -379,7 +380,7 @@ class LanguageModel:
         it is causal. `dimensions` keeps the first ones, before `normalize` makes the length 1. Raises ConfigError for
         a classifier, and for a text that is empty or longer than the context.
         """
-        self._check_embeds()
+        classification.refuse_vectors(self.classifier or self.regressor)
         texts = [text] if isinstance(text, str) else list(text)
         documents = self.tokenizer.encode_documents(texts)
         for document in documents:
@@ -405,7 +406,7 @@ class LanguageModel:
 
         Pooling is that of `embed`; raises ConfigError for a classifier.
         """
-        self._check_embeds()
+        classification.refuse_vectors(self.classifier or self.regressor)
         length = self.model.config.context_length
         documents = [
             ids if len(ids) <= length else [*ids[: length - 1], self.tokenizer.eos_id]
