@@ -66,7 +66,7 @@ def main() -> None:
     causal = random_model(options.model, options.vocab_size, causal=True)
     causal_s: dict[str, list[float]] = {}
     for name, use_cache in (("causal without cache", False), ("causal, cached", True)):
-        decoding = Decoding(options.tokens, sampling, -1, suppressed, use_cache)
+        decoding = Decoding(options.tokens, sampling, frozenset(), suppressed, use_cache)
         causal_s[name] = [seconds(lambda decoding=decoding: list(generate_tokens(causal, [PROMPT], decoding)))]
     model = random_model(options.model, options.vocab_size, causal=False)
     result = Result("diffusion_sampling", typed(), {"model": options.model, "prompt": len(PROMPT)})

@@ -61,7 +61,7 @@ def ours(model: Transformer) -> Write:
 
     def write(prompts: Prompts, new: int) -> Prompts:
         nothing = torch.zeros(model.vocab_size, dtype=torch.bool)
-        steps = generate_tokens(model, prompts, Decoding(new, Sampling(temperature=0), -1, nothing))
+        steps = generate_tokens(model, prompts, Decoding(new, Sampling(temperature=0), frozenset(), nothing))
         return [[token.token for token in column if token] for column in zip(*steps, strict=True)]
 
     return write

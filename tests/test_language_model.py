@@ -15,7 +15,7 @@ from pretrain.config.serialize import to_dict
 from pretrain.data.config import BytesTokenizerConfig, PythonDocsConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError, ConfigError, DivergenceError
 from pretrain.evaluation.likelihood import Score
 from pretrain.inference.generate import NewToken
 from pretrain.language_model import LanguageModel
@@ -25,6 +25,9 @@ from pretrain.models.transformer import Transformer
 from pretrain.objectives.config import CausalConfig, MaskedConfig
 from pretrain.optim.config import AdamWConfig
 from pretrain.optim.schedules import CosineConfig
+from pretrain.training.callbacks.sample_prompts import SamplePrompt
+from pretrain.training.callbacks.samples import sample_text
+from pretrain.training.config import SampleConfig
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 
@@ -118,6 +121,54 @@ def test_what_cannot_be_generated_is_refused_at_the_call(load: Load) -> None:
             getattr(load("bert", False), method.__name__)("a")
     with pytest.raises(ConfigError, match=r"generate\(\) needs at least one prompt, and the list is empty"):
         language_model.generate([])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 2.5}, r"max_new_tokens=2\.5 is not a whole number\. Try max_new_tokens=100"),
+        ({"max_new_tokens": "5"}, r"max_new_tokens=5 is not a whole number"),
+        ({"temperature": None}, r"temperature=None is no number\. Leave it out, or try temperature=0\.8"),
+        ({"stop": None}, r"stop=None is neither a text nor a list of texts\. Leave it out, or try stop=\['\.'\]"),
+        ({"stop": [1]}, r"stop=\[1\] is neither a text nor a list of texts"),
+    ],
+)
+def test_options_of_the_wrong_type_are_refused(load: Load, options: dict[str, Any], message: str) -> None:
+    for method in (load("gpt", True).generate, load("gpt", True).stream):
+        with pytest.raises(ConfigError, match=message):
+            method("a", **options)
+
+
+@pytest.mark.parametrize("token", [-1, 320, 2.0, "a"])
+def test_prompts_that_are_no_ids_of_the_model_are_refused(load: Load, token: Any) -> None:
+    llm = load("gpt", True)
+    ids = r"a prompt has the id {}, and the ids of the model's vocabulary are whole numbers from 0 to 319\. Try prompt_"
+    with pytest.raises(ConfigError, match=ids.format(repr(token))):
+        llm.complete([[1], [1, token]])
+    with pytest.raises(
+        ConfigError, match=r"a prompt has no ids, and a causal model continues at least one\. Try the emp"
+    ):
+        llm.complete([[1], []])
+
+
+@pytest.mark.parametrize("draws", [2.0, 3, 0])
+def test_the_draws_of_a_bound_are_an_even_number(draws: Any) -> None:
+    model = random_model(shape("bert"), 259, causal=False)
+    with pytest.raises(ConfigError, match=rf"draws={draws} is not an even number from 2 up\. Try draws=32"):
+        LanguageModel(model, byte_tokenizer(), denoises=True).score("a", draws=draws)
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "diffusion"])
+def test_weights_that_have_diverged_write_nothing(kind: str) -> None:
+    model = random_model(shape("gpt" if kind == "causal" else "bert"), 259, causal=kind == "causal")
+    llm = LanguageModel(model, byte_tokenizer(), denoises=kind == "diffusion")
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    prompts = [SamplePrompt("a"), SamplePrompt("a[MASK]")]
+    with pytest.raises(DivergenceError, match="no token can be drawn: its weights have diverged"):
+        llm.predict_mask("a[MASK]") if kind == "masked" else llm.generate("a")
+    text = sample_text(llm, SampleConfig(max_new_tokens=2), 0, prompts)  # the run's own settings decide what it does
+    assert "(no sample: the model's probabilities are NaN" in text
 
 
 @pytest.mark.parametrize("family", ["bert", "modern_bert"])

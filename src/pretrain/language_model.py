@@ -22,9 +22,15 @@ from pretrain.inference.detokenize import Completion, FinishReason, GenerationSt
 from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoising
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
 from pretrain.inference.embedding import chosen_pooling, text_vectors
-from pretrain.inference.fill_mask import Prediction, mask_probabilities, text_with_masks
+from pretrain.inference.fill_mask import FilledText, Prediction, mask_probabilities, predictions
 from pretrain.inference.generate import Decoding, NewToken, generate_tokens
-from pretrain.inference.generation_options import check_options, denoising_of, sampling_of
+from pretrain.inference.generation_options import (
+    check_options,
+    check_prompts,
+    denoising_options,
+    new_token_limits,
+    sampling_of,
+)
 from pretrain.interop.load import open_model
 from pretrain.models.interface import LanguageModule
 from pretrain.models.pooling import shortened
@@ -134,10 +140,7 @@ class LanguageModel:
         classify.
         """
         if self.classifier is None:
-            raise ConfigError(
-                "this model was not trained to classify texts. Fine-tune it: "
-                f"{command('train')} experiment=classify init_from=<this model> data.path=<lines of text, tab, label>."
-            )
+            raise classification.cannot("classify")
         alone = isinstance(text, str | tuple)
         texts: Any = [text] if alone else text
         probabilities = classification.label_probabilities(self.model, self.classifier, self.tokenizer, texts)
@@ -154,10 +157,7 @@ class LanguageModel:
         Raises ConfigError for a model that was not trained with objective=regress.
         """
         if self.regressor is None:
-            raise ConfigError(
-                "this model was not trained to predict a number of a text. Fine-tune it: "
-                f"{command('train')} experiment=regress init_from=<this model> data.path=<lines of text, tab, number>."
-            )
+            raise classification.cannot("regress")
         alone = isinstance(text, str | tuple)
         texts: Any = [text] if alone else text
         numbers: list[float] = classification.predicted_numbers(
@@ -168,9 +168,6 @@ class LanguageModel:
     def _refuse_classifier(self) -> None:
         classification.refuse_tokens(self.classifier or self.regressor)
         self._refuse_embedder()
-
-    def _check_embeds(self) -> None:
-        classification.refuse_vectors(self.classifier or self.regressor)
 
     def _refuse_embedder(self) -> None:
         if self.pooling is not None:
@@ -183,8 +180,10 @@ class LanguageModel:
         """Return the prompt with its completion, or a list for a batch of prompts.
 
         The text ends early if the model ends it, and before a stop string. A diffusion model fills masks behind the
-        prompt; each prompt's draw depends on the seed and on its own text. Raises ConfigError for a masked model, and
-        if prompt and completion exceed the context.
+        prompt; each prompt's draw depends on the seed and on its own text. A causal model's prompts share one random
+        generator and, without `max_new_tokens`, the room behind the longest: for texts that do not depend on the batch,
+        set temperature=0 and `max_new_tokens`, or give one prompt a call. Raises ConfigError for a masked model, and if
+        prompt and completion exceed the context; DivergenceError for weights that give no probabilities.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         completions = self.complete(prompts, **options)
@@ -197,16 +196,20 @@ class LanguageModel:
         As in fine-tuning, the spelling of a special token in a prompt is text. Options and errors as of `generate`;
         also raises ConfigError for a model without a template (`experiment=instruct`).
         """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = [self.response_ids(text) for text in prompts]
+        texts = [completion.text.strip() for completion in self.complete(rows, **options)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def response_ids(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt in the fine-tuning's template; raises ConfigError for a model without one."""
         if self.prompt_template is None:
             raise ConfigError(
                 "this model was not fine-tuned to respond to prompts, only to complete them: use generate(). Or "
                 f"fine-tune it: {command('train')} experiment=instruct init_from=<this model> data.path=<pairs.jsonl>."
             )
         before, after = self.prompt_template
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = [self._with_bos(self.tokenizer.encode(f"{before}{text}{after}".rstrip())) for text in prompts]
-        texts = [completion.text.strip() for completion in self.complete(rows, **options)]
-        return texts[0] if isinstance(prompt, str) else texts
+        return self._with_bos(self.tokenizer.encode(f"{before}{prompt}{after}".rstrip()))
 
     def chat(self, messages: str | Sequence[Mapping[str, str]], **options: Unpack[GenerationOptions]) -> str:
         """Return the assistant's next turn, and keep the conversation with it in `conversation`.
@@ -262,8 +265,11 @@ class LanguageModel:
         check_options("generate", GenerationOptions, options, self.causal)
         stop = StopStrings(options.get("stop", ()))
         rows = [self.prompt_ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-        steps = self._steps(rows, options)
-        return [GenerationState(self.tokenizer, row, stop) for row in rows], steps
+        states = [
+            GenerationState(self.tokenizer, row, stop, limit)
+            for row, limit in zip(rows, self._limits(rows, options), strict=True)
+        ]
+        return states, self._steps(rows, options)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids of a prompt, with BOS if the model was trained with it."""
@@ -283,32 +289,40 @@ class LanguageModel:
     def _steps(
         self, rows: list[list[int]], options: GenerationOptions, end_id: int | None = None
     ) -> Iterator[list[NewToken | None]]:
-        """Return an iterator over the tokens of each completion; `end_id` ends one, by default that of a document."""
-        end_id = self.tokenizer.eos_id if end_id is None else end_id
-        suppress = self._suppress_next.clone()
-        suppress[end_id] = False
-        max_new_tokens = options.get("max_new_tokens")
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens={max_new_tokens} is below 1. Try max_new_tokens=100.")
-        if not rows:
-            raise ConfigError("generate() needs at least one prompt, and the list is empty.")
-        free = max(1, self.model.config.context_length - max(len(row) for row in rows))
-        new = min(100, free) if max_new_tokens is None else max_new_tokens
+        """Return an iterator over the tokens of each completion, which ends with its document, or at `end_id`."""
+        suppress, end_ids = self._suppress_next, frozenset((self.tokenizer.eos_id,))
+        if end_id is not None:
+            suppress, end_ids = suppress.clone(), end_ids | {end_id}
+            suppress[end_id] = False
+        limits = self._limits(rows, options)
         if not self.causal:
             if any(self.tokenizer.mask_id in row for row in rows):
                 raise ConfigError("a prompt holds [MASK], and generate() only adds text behind it. Use fill().")
-            denoising = self._denoising(options, suppress, end_id)
-            return generate_by_denoising(self.model, rows, new, denoising)
+            return generate_by_denoising(self.model, rows, limits, self._denoising(options, suppress, end_ids))
         use_cache = options.get("use_cache", True)
-        decoding = Decoding(new, sampling_of(options), end_id, suppress, use_cache)
+        decoding = Decoding(max(limits), sampling_of(options), end_ids, suppress, use_cache)
         return generate_tokens(self.model, rows, decoding)
 
-    def _denoising(self, options: Mapping[str, Any], suppress_tokens: Tensor, end_id: int | None) -> Denoising:
+    def _limits(self, rows: Sequence[Sequence[int]], options: GenerationOptions) -> list[int]:
+        """Return the most new tokens of each prompt; raises ConfigError for prompts that cannot be continued."""
+        check_prompts(rows, self.model.vocab_size, self.causal)
+        context_length = self.model.config.context_length
+        return new_token_limits([len(row) for row in rows], options.get("max_new_tokens"), context_length, self.causal)
+
+    def _denoising(self, options: Mapping[str, Any], suppress_tokens: Tensor, end_ids: frozenset[int]) -> Denoising:
         assert self.tokenizer.mask_id is not None
-        return denoising_of(options, self.tokenizer.mask_id, suppress_tokens, end_id, self.shift_targets)
+        return Denoising(
+            self.tokenizer.mask_id,
+            suppress_tokens,
+            sampling_of(options),
+            end_ids,
+            shift_targets=self.shift_targets,
+            special_ids=self.tokenizer.special_ids,
+            **denoising_options(options),
+        )
 
     def fill(self, text: Prompt, **options: Unpack[FillOptions]) -> Prompt:
-        """Return the text with a token for each [MASK], or a list for texts; the rest of a text stays.
+        """Return the text with a token for each [MASK], or a list for texts; the rest stays as it was written.
 
         A diffusion model is made for it. A masked or hybrid model can too, best with few masks. Raises ConfigError for
         a causal model, for a text without [MASK], and for one longer than the context.
@@ -319,8 +333,9 @@ class LanguageModel:
         if not texts:
             raise ConfigError("fill() needs at least one text, and the list is empty.")
         rows = [self._masked_row(each) for each in texts]
-        *_, canvases = denoise(self.model, rows, self._denoising(options, self._suppress_in_masks, None))
-        filled = [text_with_masks(self.tokenizer, canvas.tokens) for canvas in canvases]
+        *_, canvases = denoise(self.model, rows, self._denoising(options, self._suppress_in_masks, frozenset()))
+        spaces = [FilledText(self.tokenizer, *pair) for pair in zip(texts, rows, strict=True)]
+        filled = [each.text(canvas.found) for each, canvas in zip(spaces, canvases, strict=True)]
         return filled[0] if isinstance(text, str) else filled
 
     def _check_fills_masks(self) -> int:
@@ -348,17 +363,8 @@ class LanguageModel:
             raise ConfigError(f"top_k={top_k} is below 1. Try top_k=5.")
         tokens = self._masked_row(text)
         probabilities = mask_probabilities(self.model, tokens, mask_id, self._suppress_in_masks, self.shift_targets)
-        inner = tokens[1:-1]
-        positions = [position for position, token in enumerate(inner) if token == mask_id]
         best = probabilities.topk(min(top_k, int((~self._suppress_in_masks).sum())), dim=-1)
-        return [
-            [self._prediction(inner, position, *pair) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
-            for position, ids, values in zip(positions, best.indices, best.values, strict=True)
-        ]
-
-    def _prediction(self, tokens: Sequence[int], position: int, token: int, probability: float) -> Prediction:
-        filled = [*tokens[:position], token, *tokens[position + 1 :]]
-        return Prediction(self.tokenizer.decode([token]), probability, text_with_masks(self.tokenizer, filled))
+        return predictions(FilledText(self.tokenizer, text, tokens), best.indices.tolist(), best.values.tolist())
 
     def embed(
         self,
@@ -374,7 +380,7 @@ class LanguageModel:
         it is causal. `dimensions` keeps the first ones, before `normalize` makes the length 1. Raises ConfigError for
         a classifier, and for a text that is empty or longer than the context.
         """
-        self._check_embeds()
+        classification.refuse_vectors(self.classifier or self.regressor)
         texts = [text] if isinstance(text, str) else list(text)
         documents = self.tokenizer.encode_documents(texts)
         for document in documents:
@@ -400,7 +406,7 @@ class LanguageModel:
 
         Pooling is that of `embed`; raises ConfigError for a classifier.
         """
-        self._check_embeds()
+        classification.refuse_vectors(self.classifier or self.regressor)
         length = self.model.config.context_length
         documents = [
             ids if len(ids) <= length else [*ids[: length - 1], self.tokenizer.eos_id]

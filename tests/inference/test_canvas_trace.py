@@ -24,7 +24,7 @@ def traced(row: list[int], steps: list[list[tuple[int, int]]], prints: bool = Fa
     canvas, trace = Canvas(row, MASK, 0, len(steps), None), Trace(BYTES, prints)
     trace([canvas])
     for step in steps:
-        canvas.reveal([Reveal(place, token, -1.0) for place, token in step], None)
+        canvas.reveal([Reveal(place, token, -1.0) for place, token in step], ())
         trace([canvas])
     return trace
 

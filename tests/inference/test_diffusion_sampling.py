@@ -127,9 +127,9 @@ def test_a_seed_and_the_row_alone_fix_the_draws() -> None:
 
 
 @torch.no_grad()
-def log_p(model: Any, tokens: list[int], place: int) -> Tensor:
+def log_p(model: Any, tokens: list[int], place: int, suppressed: Tensor = SUPPRESSED) -> Tensor:
     scores: Tensor = model.head(model(torch.tensor([tokens])))[0, place].double()
-    return scores.masked_fill(SUPPRESSED, -torch.inf).log_softmax(-1)
+    return scores.masked_fill(suppressed, -torch.inf).log_softmax(-1)
 
 
 @torch.no_grad()
@@ -171,12 +171,15 @@ def test_the_surest_mask_comes_first(order: DecodingOrder) -> None:
 def test_guidance_weighs_the_given_tokens() -> None:
     """Against (1 + w) log p(x | given) - w log p(x), renormalized. Special tokens are never hidden."""
     model = random_model(shape("bert"), VOCAB, causal=False)
-    denoising = replace(PLAIN, guidance_scale=2.0)
-    *_, (canvas,) = denoise(model, [[1, 9, 8, MASK, 2]], denoising)
-    guided = (3 * log_p(model, [1, 9, 8, MASK, 2], 3) - 2 * log_p(model, [1, MASK, MASK, MASK, 2], 3)).masked_fill(
-        SUPPRESSED, -torch.inf
-    )
-    assert canvas.revealed[3] == pytest.approx(float(guided.log_softmax(-1)[canvas.tokens[3]]), abs=1e-3)
+    for suppressed in (SUPPRESSED, SUPPRESSED & (torch.arange(VOCAB) != END)):  # the end of a text may be drawn
+        denoising = replace(
+            PLAIN, guidance_scale=2.0, suppress_tokens=suppressed, special_ids=frozenset((0, START, END, MASK))
+        )
+        *_, (canvas,) = denoise(model, [[1, 9, 8, MASK, 2]], denoising)
+        given, bare = ([1, 9, 8, MASK, 2], [1, MASK, MASK, MASK, 2])
+        guided = 3 * log_p(model, given, 3, suppressed) - 2 * log_p(model, bare, 3, suppressed)
+        expected = guided.masked_fill(suppressed, -torch.inf).log_softmax(-1)
+        assert canvas.revealed[3] == pytest.approx(float(expected[canvas.tokens[3]]), abs=1e-3)
 
 
 class Scripted(nn.Module):
@@ -201,7 +204,7 @@ class Scripted(nn.Module):
 def test_a_text_ends_at_the_end_token_and_later_blocks_are_not_run() -> None:
     text = [1, 9, 10, 11, 12, END, 13, 14, 15, 16, 17, 18]
     suppressed = SUPPRESSED & (torch.arange(VOCAB) != END)
-    denoising = replace(PLAIN, end_id=END, suppress_tokens=suppressed)
+    denoising = replace(PLAIN, end_ids=frozenset({END}), suppress_tokens=suppressed)
     for changes, runs in [({}, None), ({"steps": 1}, 1), ({"block_length": 5, "steps": 4}, 2)]:
         model = Scripted(text)
         steps = list(generate_by_denoising(model, [[1, 9]], 10, replace(denoising, **changes)))
@@ -290,10 +293,19 @@ def test_a_prompt_beyond_the_context_is_refused() -> None:
 
 def test_a_canvas_forgets_what_lies_behind_the_end() -> None:
     canvas = Canvas([1, MASK, MASK, MASK], MASK, 0, None, None)
-    canvas.reveal([Reveal(3, 9, -1.0)], END)
-    canvas.reveal([Reveal(2, END, -1.0)], END)
+    canvas.reveal([Reveal(3, 9, -1.0)], {END})
+    canvas.reveal([Reveal(2, END, -1.0)], {END})
     assert canvas.tokens == [1, MASK, END]
     assert canvas.hidden == [1]
     assert list(canvas.revealed) == [2]
-    canvas.reveal([Reveal(1, 8, -1.0)], END)
+    canvas.reveal([Reveal(1, 8, -1.0)], {END})
+    assert not canvas.hidden
+
+
+def test_a_canvas_ends_at_the_first_of_several_end_tokens() -> None:
+    canvas = Canvas([1, *[MASK] * 4], MASK, 0, None, None)
+    canvas.reveal([Reveal(3, END, -1.0)], {START, END})
+    assert canvas.tokens == [1, MASK, MASK, END]
+    canvas.reveal([Reveal(1, START, -1.0)], {START, END})
+    assert canvas.tokens == [1, START]
     assert not canvas.hidden

@@ -17,6 +17,7 @@ from pretrain.models.transformer import Transformer
 VOCAB = 50
 END = 1
 GREEDY = Sampling(temperature=0)
+ENDS = frozenset({END})
 NOTHING = torch.zeros(VOCAB, dtype=torch.bool)
 NO_END = torch.arange(VOCAB) == END
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9], [30], [21, 22, 23, 24]]
@@ -31,7 +32,7 @@ def run(
     use_cache: bool = True,
 ) -> list[list[int | None]]:
     """Return the new tokens of each prompt."""
-    steps = generate_tokens(model, prompts, Decoding(new, sampling, END, suppress_tokens, use_cache))
+    steps = generate_tokens(model, prompts, Decoding(new, sampling, ENDS, suppress_tokens, use_cache))
     return [[new and new.token for new in column] for column in zip(*steps, strict=True)]
 
 
@@ -130,7 +131,7 @@ def test_the_whole_context_can_be_filled_and_no_more() -> None:
     model = random_model(shape("gpt"), VOCAB, causal=True)  # learned positions end at 32
     assert len(run(model, PROMPTS, new=25)[0]) == 25
     with pytest.raises(ConfigError, match=r"a prompt of 7 tokens and max_new_tokens=26 do not fit .* context of 32"):
-        generate_tokens(model, PROMPTS, Decoding(26, GREEDY, END, NO_END))
+        generate_tokens(model, PROMPTS, Decoding(26, GREEDY, ENDS, NO_END))
     with pytest.raises(ConfigError, match=r"Try max_new_tokens=1, or a shorter prompt\."):
         run(model, [[5] * 31], new=2)
     assert len(run(model, [[5] * 31], new=1)[0]) == 1  # what was advised
@@ -143,9 +144,10 @@ def test_the_whole_context_can_be_filled_and_no_more() -> None:
 def test_a_completion_ends_with_the_end_token(use_cache: bool) -> None:
     model = random_model(shape("gpt"), VOCAB, causal=True)
     free = run(model, PROMPTS, use_cache=use_cache)
+    assert not any(49 in whole for whole in free)  # another token that would end one
     end = free[0][4]  # the fifth token ends a completion
     assert end is not None
-    decoding = Decoding(15, GREEDY, end, NO_END, use_cache)
+    decoding = Decoding(15, GREEDY, frozenset({end, 49}), NO_END, use_cache)
     steps = list(generate_tokens(model, PROMPTS, decoding))
     for column, whole in zip(zip(*steps, strict=True), free, strict=True):
         stop = whole.index(end) if end in whole else len(whole)
@@ -183,7 +185,7 @@ def test_a_seed_fixes_the_tokens_and_leaves_the_global_generator() -> None:
 
 def test_the_callers_code_between_two_tokens_can_still_differentiate() -> None:
     model = random_model(shape("gpt"), VOCAB, causal=True)
-    for _ in generate_tokens(model, PROMPTS, Decoding(2, GREEDY, END, NO_END)):
+    for _ in generate_tokens(model, PROMPTS, Decoding(2, GREEDY, ENDS, NO_END)):
         assert not torch.is_inference_mode_enabled()
         loss = model(torch.tensor([[3, 4]])).sum()
         loss.backward()

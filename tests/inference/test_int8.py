@@ -51,7 +51,7 @@ def rounded(weight: Tensor) -> Tensor:
 def completed(model: Transformer, prompts: list[list[int]], use_cache: bool = True) -> list[list[int]]:
     """Return the 15 tokens of each prompt's greedy completion."""
     nothing = torch.zeros(VOCAB, dtype=torch.bool)
-    steps = generate_tokens(model, prompts, Decoding(15, Sampling(temperature=0), -1, nothing, use_cache))
+    steps = generate_tokens(model, prompts, Decoding(15, Sampling(temperature=0), frozenset(), nothing, use_cache))
     return [[token.token for token in column if token] for column in zip(*steps, strict=True)]
 
 

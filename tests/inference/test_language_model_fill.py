@@ -1,8 +1,8 @@
 """A language model that fills masks in texts and behind prompts: in Python and by `generate.py`."""
 
+import io
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from pretrain.commands import tasks
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
 from pretrain.errors import ConfigError
 from pretrain.inference.config import DecodingOrder, GenerateConfig
+from pretrain.inference.detokenize import FinishReason
 from pretrain.interop import load as loading
 from pretrain.language_model import LanguageModel
+from pretrain.objectives.fine_tuning_config import ClassifyConfig
 from pretrain.training.callbacks.sample_prompts import SamplePrompt
 from pretrain.training.callbacks.samples import sample_text
 from pretrain.training.config import SampleConfig
@@ -32,13 +34,20 @@ def model_of(kind: str) -> LanguageModel:
     return LanguageModel(model, BPE, fills_masks=kind != "causal", denoises=kind == "diffusion")
 
 
+def classifier() -> LanguageModel:
+    config = ClassifyConfig(labels=["a", "b"])
+    model = loading.build(shape("bert", context_length=64), config, BPE)
+    return LanguageModel(model, BPE, classifier=config)
+
+
+CLASSIFIER = classifier()
 DIFFUSION, MASKED, HYBRID, CAUSAL = map(model_of, ("diffusion", "masked", "hybrid", "causal"))
 
 
 @pytest.mark.parametrize("llm", [DIFFUSION, MASKED, HYBRID])
 @pytest.mark.parametrize("order", list(DecodingOrder))
 def test_fill_replaces_the_masks_and_keeps_the_rest(llm: LanguageModel, order: DecodingOrder) -> None:
-    texts = [HOLES, "[MASK] fox", "The [MASK]"]
+    texts = [HOLES, "[MASK] fox", "The<|endoftext|>  [MASK]"]
     filled = llm.fill(texts, order=order, seed=1)
     assert filled == [llm.fill(text, order=order.value, seed=1) for text in texts]
     assert filled != llm.fill(texts, order=order, seed=2)
@@ -71,6 +80,40 @@ def test_a_diffusion_model_continues_prompts(options: dict[str, Any]) -> None:
     first = completion.text[:1] or "stop"
     assert not completion.text or DIFFUSION.generate("The", max_new_tokens=12, stop=first, **options) == "The"
     assert "LanguageModel(diffusion, " in repr(DIFFUSION)
+
+
+def test_each_prompt_of_a_diffusion_model_has_room_of_its_own() -> None:
+    """Without max_new_tokens; what ends at the context has ended by its length."""
+    prompts = ["The", TEXT, "The quick"]
+    together = DIFFUSION.generate(prompts, seed=5)
+    assert together == [DIFFUSION.generate(prompt, seed=5) for prompt in prompts]
+    never_ends = DIFFUSION._suppress_in_masks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DIFFUSION, "_suppress_next", never_ends)
+        whole = DIFFUSION.complete(prompts, seed=5)
+    assert {each.finish_reason for each in whole} == {FinishReason.length}
+    rows = [DIFFUSION.prompt_ids(prompt) for prompt in prompts]
+    assert [len(each.tokens) for each in whole] == [64 - len(row) for row in rows]
+
+
+@pytest.mark.parametrize("method", ["fill", "generate"])
+def test_guidance_keeps_the_begin_token_in_the_text_without_a_prompt(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind a prompt, where the end token may be drawn, and is the begin token too."""
+    assert BPE.bos_id == BPE.eos_id
+    read: list[list[int]] = []
+    forward = DIFFUSION.model.forward
+    monkeypatch.setattr(
+        DIFFUSION.model, "forward", lambda x, *a, **k: (read.extend(x.tolist()), forward(x, *a, **k))[1]
+    )
+    if method == "fill":
+        DIFFUSION.fill("The[MASK]", guidance_scale=1.0)
+    else:
+        DIFFUSION.generate("The", max_new_tokens=1, guidance_scale=1.0)
+    given, bare = read
+    assert given[0] == bare[0] == BPE.bos_id
+    assert {*bare} == {BPE.bos_id, BPE.mask_id}
 
 
 def test_a_hybrid_model_continues_from_left_to_right() -> None:
@@ -118,16 +161,16 @@ def test_the_canvas_can_be_watched() -> None:
     assert hidden == [3, 1, 0]
 
 
-@pytest.fixture(params=["diffusion", "masked", "causal"])
+@pytest.fixture(params=["diffusion", "masked", "causal", "hybrid", "classifier"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    models = {"diffusion": DIFFUSION, "masked": MASKED, "causal": CAUSAL}
+    models = {"diffusion": DIFFUSION, "masked": MASKED, "causal": CAUSAL, "hybrid": HYBRID, "classifier": CLASSIFIER}
     monkeypatch.setattr(loading, "chosen_model", lambda *_: "")
     monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: models[request.param])
     return request.param
 
 
 def written(capsys: pytest.CaptureFixture[str], **settings: Any) -> str:
-    tasks.generate(replace(GenerateConfig(max_new_tokens=None, prompt="The"), **settings), [])
+    tasks.generate(GenerateConfig(**{"prompt": "The"} | settings), [])
     return capsys.readouterr().out
 
 
@@ -144,6 +187,11 @@ def test_generate_py_with_a_diffusion_model(kind: str, capsys: pytest.CaptureFix
     assert (tmp_path / "a.html").read_text(encoding="utf8").startswith("<!doctype html>")
     with pytest.raises(ConfigError, match=r"there is no folder .*missing\. Try trace=a\.html"):
         written(capsys, trace=str(tmp_path / "missing" / "a.html"))
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(
+        ConfigError, match=r"folder\.html cannot be written: Is a directory\. Name a new file in a folder "
+    ):
+        written(capsys, trace=str(tmp_path / "folder.html"))
     for name, value in {
         "max_new_tokens": 3,
         "stop": ["a"],
@@ -156,6 +204,52 @@ def test_generate_py_with_a_diffusion_model(kind: str, capsys: pytest.CaptureFix
         written(capsys, repetition_penalty=1.1)
     with pytest.raises(ConfigError, match=r"trace=steps\.txt is neither true, false nor a file that ends in \.html"):
         GenerateConfig(trace="steps.txt")
+
+
+WITHOUT_EFFECT = {
+    "max_new_tokens": 3, "repetition_penalty": 1.2, "stop": ["a"], "log_probabilities": True,
+    "temperature": 0.5, "top_p": 0.5, "min_p": 0.5, "seed": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["masked", "hybrid", "classifier"], indirect=True)
+@pytest.mark.parametrize("name", list(WITHOUT_EFFECT))
+def test_generate_py_refuses_settings_without_effect(kind: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}=\S+ means nothing .*\. Leave {name} out, or (take|fill)"):
+        written(capsys, prompt="The [MASK]", **{name: WITHOUT_EFFECT[name]})
+    assert written(capsys, prompt="The [MASK]")
+
+
+@pytest.mark.parametrize("kind", ["causal"], indirect=True)
+def test_generate_py_writes_the_log_probabilities_of_a_response(
+    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CAUSAL, "prompt_template", ("Say: ", "\n"))
+    options: Any = {"max_new_tokens": 4, "repetition_penalty": 1.1, "seed": 0}
+    (completion,) = CAUSAL.complete([CAUSAL.response_ids("The")], **options)
+    lines = [f"  {value:8.4f}  {BPE.token(token)!r}" for token, value in zip(
+        completion.tokens, completion.log_probabilities, strict=True)]  # fmt: skip
+    expected = "\n".join([CAUSAL.respond("The", **options), *lines])
+    assert written(capsys, max_new_tokens=4, log_probabilities=True) == f"{tasks.printable(expected)}\n"
+
+
+@pytest.mark.parametrize("kind", ["causal", "diffusion"], indirect=True)
+def test_generate_py_converses(kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(LanguageModel, "chat", lambda _, text, **options: asked.append((text, options)) or "yes")
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n\nbye\n"))
+    assert written(capsys, chat=True, stop=["\\n"], seed=5) == "yes\nyes\n"
+    assert [(text, options["seed"], options["stop"]) for text, options in asked] == [
+        ("hi", 5, ["\n"]),
+        ("bye", 7, ["\n"]),
+    ]
+    penalty = {"repetition_penalty": 1.1} if kind == "causal" else {}  # what null means everywhere
+    assert {name: value for name, value in asked[0][1].items() if name == "repetition_penalty"} == penalty
+    for name, value in {"trace": "true", "log_probabilities": True}.items():
+        with pytest.raises(
+            ConfigError, match=rf"{name}=\S+ means nothing in a conversation\. Leave {name} out, or leave"
+        ):
+            written(capsys, chat=True, **{name: value})
 
 
 @pytest.mark.parametrize("kind", ["masked"], indirect=True)

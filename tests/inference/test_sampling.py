@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.errors import ConfigError
-from pretrain.inference.sampling import Sampler, Sampling, apply_repetition_penalty, restrict
+from pretrain.errors import ConfigError, DivergenceError
+from pretrain.inference.sampling import Sampler, Sampling, apply_repetition_penalty, draw_tokens, restrict
 
 PROBABILITIES = [0.1, 0.4, 0.05, 0.25, 0.2]
 
@@ -113,3 +113,20 @@ def test_options_out_of_range_are_refused(name: str, values: list[float], messag
     for value in values:
         with pytest.raises(ConfigError, match=rf"{name}={value} {message}"):
             Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_weights_that_have_diverged_draw_nothing(temperature: float, wrong: float) -> None:
+    scores, sampling = logits(2), Sampling(temperature)
+    scores[0, 3], scores[1, 2] = -math.inf, wrong  # a suppressed token is none
+    for draw in (Sampler(sampling), lambda x: draw_tokens(x.double(), torch.zeros(len(x)).double(), sampling)):
+        assert len(draw(scores[:1])) == 1
+        with pytest.raises(DivergenceError, match="the model's probabilities are NaN, so no token can be drawn"):
+            draw(scores)
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty"])
+def test_an_option_that_must_be_a_number_cannot_be_none(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}=None is no number\. Leave it out, or try {name}="):
+        Sampling(**{name: None})

@@ -38,7 +38,7 @@ def test_the_tokens_are_those_of_transformers(tmp_path: Path, name: str, prompts
             rows, attention_mask=real, max_new_tokens=NEW, do_sample=False, pad_token_id=0
         )[:, longest:]  # fmt: skip
     nothing = torch.zeros(model.vocab_size, dtype=torch.bool)
-    steps = generate_tokens(model, prompts, Decoding(NEW, Sampling(temperature=0), -1, nothing))
+    steps = generate_tokens(model, prompts, Decoding(NEW, Sampling(temperature=0), frozenset(), nothing))
     ours = [[each and each.token for each in column] for column in zip(*steps, strict=True)]
     assert ours == theirs.tolist()
     assert len({token for column in ours for token in column}) > 2  # not one token over and over

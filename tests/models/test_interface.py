@@ -76,7 +76,9 @@ def test_a_module_gets_the_inputs_that_its_forward_takes() -> None:
 
 def test_a_module_without_cache_completes_rows_of_any_length_as_it_would_one_by_one() -> None:
     model = built()
-    decoding = Decoding(6, Sampling(temperature=0.0), end_id=10, suppress_tokens=torch.zeros(11, dtype=torch.bool))
+    decoding = Decoding(
+        6, Sampling(temperature=0.0), end_ids=frozenset({10}), suppress_tokens=torch.zeros(11, dtype=torch.bool)
+    )
     prompts = [[1], [2, 3, 4, 5], [6, 7]]
     steps = zip(*generate_tokens(model, prompts, decoding), strict=True)
     together = [[token and token.token for token in row] for row in steps]

@@ -1,17 +1,19 @@
 """What masked diffusion hides: uniform shares, static shapes, a pure function of the seed; settings and hybrid rows."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from subjects import Words
 
+from pretrain.config.serialize import from_dict, to_dict
 from pretrain.data.collate import IGNORE, Rows
 from pretrain.errors import ConfigError
 from pretrain.objectives.batch import Batch
-from pretrain.objectives.config import BidirectionalRows, DiffusionConfig, HybridConfig
+from pretrain.objectives.config import BidirectionalRows, DiffusionConfig, HybridConfig, MaskingUnit
 from pretrain.objectives.diffusion import Diffusion, add_border, uniform
 from pretrain.objectives.objective import Objective
 
@@ -269,6 +271,24 @@ def test_hybrid_rows_may_be_those_of_a_diffusion() -> None:
     assert torch.equal(batch.targets[row, place][bidirectional], denoised.targets[row, slot][bidirectional])
     assert torch.equal(batch.weights[row, place][bidirectional], denoised.weights[row, slot][bidirectional])  # type: ignore[index]
     assert not denoised.is_causal.any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mask_probability", 0.2), ("validation_mask_probability", 0.15), ("mask_token_prob", 0.7), ("mean_span", 3.0),
+     ("unit", MaskingUnit.span), ("random_token_prob", 0.0)],
+)  # fmt: skip
+def test_settings_of_masking_mean_nothing_in_a_hybrid_with_diffusion(tiny: Any, name: str, value: Any) -> None:
+    message = rf"objective\.{name}=\S+ means nothing with objective\.bidirectional=diffusion.* or take objective\.bidi"
+    with pytest.raises(ConfigError, match=message):
+        HybridConfig(**{name: value}, bidirectional=BidirectionalRows.diffusion)
+    assert getattr(HybridConfig(**{name: value}), name) == value
+    config = tiny.config("model=hybrid_nano", "objective.bidirectional=diffusion")  # with the preset's share, 0.3
+    saved = to_dict(config)
+    assert from_dict(saved) == config
+    saved["objective"][name] = getattr(value, "name", value)  # an earlier version let it pass
+    usual = {each.name: each.default for each in fields(HybridConfig)}[name]
+    assert from_dict(saved).objective == replace(config.objective, **{name: usual})
 
 
 def test_an_excluded_row_counts_nothing() -> None:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_fine_tuning import tune
+from tokenizer_kinds import tokenizer_of
+from torch import nn
 
 from pretrain.data.collate import IGNORE
 from pretrain.data.prepare import prepare, training_rows
@@ -15,6 +18,7 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
+from pretrain.models.config import TransformerConfig
 from pretrain.training.train import run
 
 NAMES = ["Ann", "Bob", "Cid", "Dot", "Eve"]
@@ -62,6 +66,32 @@ def test_a_model_learns_to_converse(tiny, base, tmp_path):
         LanguageModel.load(base).chat("hi")
     with pytest.raises(ConfigError, match=r"chat\(\) takes messages .*: message without role and content"):
         llm.chat([{"role": "user"}])
+
+
+class Scripted(nn.Module):
+    """A model that writes these ids, each at its position, whatever it reads."""
+
+    def __init__(self, ids: list[int], vocab_size: int, causal: bool) -> None:
+        super().__init__()
+        self.config = TransformerConfig(context_length=len(ids))
+        self.vocab_size, self.causal, self.head = vocab_size, causal, nn.Identity()
+        self.anchor = nn.Parameter(torch.zeros(1))
+        self.logits = 100.0 * torch.nn.functional.one_hot(torch.tensor([*ids[causal:], 0][: len(ids)]), vocab_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.logits[: tokens.shape[1]].expand(len(tokens), -1, -1)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("written", ["a</s>b<pad>", "a<pad>b</s>"])
+def test_a_turn_ends_at_the_end_of_a_turn_or_of_the_document(causal: bool, written: str) -> None:
+    tokenizer = tokenizer_of("byte level")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ pad_token }}{% endfor %}"
+    template = ChatTemplate(tokenizer)
+    assert template.end_id == tokenizer.pad_id != tokenizer.eos_id
+    ids = [*template.prompt([("user", "hi")]), *tokenizer.encode_prompt(written)]
+    llm = LanguageModel(Scripted(ids, tokenizer.vocab_size, causal), tokenizer, denoises=not causal)
+    assert llm.chat("hi", temperature=0) == "a"
 
 
 PAIR = {"messages": pair("a", "b")}

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pretrain.config import cli
 from pretrain.config.curate import CurateConfig, ExplainConfig, ForgetConfig, VerifyConfig
@@ -26,16 +25,12 @@ from pretrain.config.scripts import (
     ReportConfig,
 )
 from pretrain.config.serialize import to_dict
-from pretrain.data.escapes import read_escapes
 from pretrain.doctor.config import DoctorConfig
-from pretrain.errors import ConfigError, printable
+from pretrain.errors import printable
 from pretrain.evaluation.config import EvalConfig
 from pretrain.inference.config import GenerateConfig
 from pretrain.planning.config import PlanConfig, ScaleConfig
 from pretrain.program import command
-
-if TYPE_CHECKING:
-    from pretrain.language_model import LanguageModel
 
 
 def train(config: RunConfig | None, overrides: list[str]) -> float | None:
@@ -205,121 +200,9 @@ def inspect(config: InspectConfig, overrides: list[str]) -> None:
 
 def generate(config: GenerateConfig, overrides: list[str]) -> None:
     """Print the completion, the response, the predictions for each mask, the label probabilities, or a number."""
-    from pretrain.interop.load import chosen_model
-    from pretrain.language_model import LanguageModel
+    from pretrain.commands.generating import generate as generate_text
 
-    path = chosen_model(config.checkpoint, config.paths)
-    language_model = LanguageModel.load(path, config.device, config.dtype, weights=config.weights)
-    if language_model.labels:
-        for label, probability in language_model.classify(config.prompt).items():
-            print(printable(f"  {probability:6.1%}  {label}", one_line=True))
-        return
-    if language_model.regressor is not None:
-        print(printable(f"  {language_model.regress(config.prompt):.4f}"))
-        return
-    if config.chat:
-        _converse(config, language_model)
-        return
-    fills = "[MASK]" in config.prompt or not language_model.completes
-    denoising = _denoising_options(config)
-    if fills and not (language_model.denoises or denoising or config.trace != "false"):
-        for number, predictions in enumerate(language_model.predict_mask(config.prompt, config.top_k or 5), start=1):
-            print(printable(f"mask {number}"))
-            for prediction in predictions:
-                token = printable(prediction.token.strip() or repr(prediction.token), one_line=True)
-                line = f"  {prediction.probability:6.1%}  {token:<16}  {prediction.text}"
-                print(printable(line, one_line=True))
-        return
-    with _traced(config, language_model, fills) as on_step:
-        _write_text(config, language_model, fills, denoising | on_step)
-
-
-def _converse(config: GenerateConfig, language_model: LanguageModel) -> None:
-    """Print the model's answer to each line of standard input, until that ends."""
-    options: Any = {
-        name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")
-    }
-    options |= {"stop": [read_escapes(text) for text in config.stop], **_denoising_options(config)}
-    if config.repetition_penalty is not None:
-        options["repetition_penalty"] = config.repetition_penalty
-    mark = "> " if sys.stdin.isatty() else ""
-    print(printable(mark), end="", file=sys.stderr, flush=True)
-    for number, line in enumerate(sys.stdin):
-        if text := line.strip():
-            answer = language_model.chat(text, seed=config.seed + number, **options)
-            print(printable(answer), flush=True)
-        print(printable(mark), end="", file=sys.stderr, flush=True)
-
-
-def _denoising_options(config: GenerateConfig) -> dict[str, Any]:
-    """Return the settings of diffusion models that are set."""
-    values = {name: getattr(config, name) for name in ("order", "steps", "block_length", "guidance_scale")}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-@contextmanager
-def _traced(config: GenerateConfig, language_model: LanguageModel, fills: bool) -> Iterator[dict[str, Any]]:
-    """Give the option that shows the steps, if any; write the animation at the end."""
-    from pretrain.inference.canvas_trace import Trace
-
-    if config.trace == "false":
-        yield {}
-        return
-    if language_model.causal and not fills:
-        raise ConfigError(
-            f"trace={config.trace} means nothing for a causal model, which continues a text from left to right. "
-            "Leave trace out, or take a diffusion model: objective=diffusion."
-        )
-    path = None if config.trace == "true" else Path(config.trace)
-    if path is not None and not path.parent.is_dir():
-        raise ConfigError(f"trace={config.trace}: there is no folder {path.parent}. Try trace={path.name}.")
-    trace = Trace(language_model.tokenizer, prints=path is None)
-    yield {"on_step": trace}
-    if path is not None:
-        trace.write(path)
-        print(printable(f"animation   {path}", one_line=True), file=sys.stderr)
-
-
-def _write_text(config: GenerateConfig, language_model: LanguageModel, fills: bool, denoising: dict[str, Any]) -> None:
-    """Print the filled text, the response, or the prompt with its completion."""
-    sampling: dict[str, Any] = {
-        name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")
-    }
-    if fills:
-        for name, usual in (("max_new_tokens", None), ("repetition_penalty", None), ("stop", []),
-                            ("log_probabilities", False)):  # fmt: skip
-            if (value := getattr(config, name)) != usual:
-                raise ConfigError(
-                    f"{name}={value} means nothing where masks are filled: the text keeps its length. "
-                    f"Leave {name} out, or take [MASK] out of the prompt."
-                )
-        print(printable(language_model.fill(config.prompt, **sampling, **denoising)))
-        return
-    options: Any = {
-        "max_new_tokens": config.max_new_tokens,
-        "stop": [read_escapes(text) for text in config.stop],
-        **sampling,
-        **denoising,
-    }
-    if config.repetition_penalty is not None or language_model.causal:
-        options["repetition_penalty"] = 1.1 if config.repetition_penalty is None else config.repetition_penalty
-    if language_model.prompt_template is not None:
-        print(printable(language_model.respond(config.prompt, **options)))
-        return
-    if config.log_probabilities:
-        (completion,) = language_model.complete([config.prompt], **options)
-        print(printable(config.prompt + completion.text))
-        for token_id, value in zip(completion.tokens, completion.log_probabilities, strict=True):
-            print(printable(f"  {value:8.4f}  {language_model.tokenizer.token(token_id)!r}"))
-        return
-    if config.trace == "true":  # its lines come first
-        print(printable(language_model.generate(config.prompt, **options)))
-        return
-    pieces = language_model.stream(config.prompt, **options)  # a refused prompt raises before it is printed
-    print(printable(config.prompt), end="", flush=True)
-    for piece in pieces:
-        print(printable(piece), end="", flush=True)
-    print()
+    generate_text(config)
 
 
 def evaluate(config: EvalConfig, overrides: list[str]) -> None:

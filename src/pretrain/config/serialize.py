@@ -20,6 +20,7 @@ from pretrain.data.config import (
     MixtureSource,
 )
 from pretrain.errors import ConfigError, nearest, printable
+from pretrain.objectives.config import BidirectionalRows, masking_without_effect
 
 MAX_VALUES = 50_000  # of saved settings: a mixture's sources and a classifier's labels are among them
 
@@ -56,7 +57,7 @@ def from_dict(saved: dict[str, Any], config_class: type = RunConfig) -> Any:
     Raises ConfigError where a key, a kind or a value is not one we know.
     """
     _check_count(saved)
-    saved = with_current_names(saved)
+    saved = _without_unused_masking(with_current_names(saved))
     _refuse_interpolation(saved, "")
     try:
         return objects_of(saved, config_class)
@@ -100,6 +101,15 @@ def _unknown_kind(group: str, kind: str, plugins: Any) -> str:
         f"{again}, or start the script that registers it. {nearest(kind, choices(group))}",
         one_line=True,
     )
+
+
+def _without_unused_masking(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return saved settings without those of masking that an earlier version accepted where they have no effect."""
+    objective = saved.get("objective")
+    if not isinstance(objective, dict) or objective.get("bidirectional") != BidirectionalRows.diffusion.name:
+        return saved
+    unused = masking_without_effect(objective)
+    return saved | {"objective": {name: value for name, value in objective.items() if name not in unused}}
 
 
 def _check_count(saved: dict[str, Any]) -> None:

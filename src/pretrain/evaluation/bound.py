@@ -39,7 +39,7 @@ class BoundEstimate:
     shift_targets: bool = False  # the position before a hidden token predicts it
 
     def __post_init__(self) -> None:
-        if self.draws < 2 or self.draws % 2:
+        if not isinstance(self.draws, int) or self.draws < 2 or self.draws % 2:
             raise ConfigError(f"draws={self.draws} is not an even number from 2 up. Try draws=32.")
 
 

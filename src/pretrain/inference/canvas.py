@@ -42,6 +42,11 @@ class Canvas:
         """How many masks the next step reveals."""
         return self._blocks[-1][1][0]
 
+    @property
+    def found(self) -> dict[int, int]:
+        """The revealed token of each place that was a mask."""
+        return {place: self.tokens[place] for place in self.revealed}
+
     def block_places(self) -> list[int]:
         """Return the masks of the current block, from left to right."""
         return self._blocks[-1][0]
@@ -56,12 +61,12 @@ class Canvas:
         """Return the row's next random numbers from 0 to below 1, float64 (count,)."""
         return torch.rand(count, dtype=torch.float64, generator=self._generator)
 
-    def reveal(self, reveals: list[Reveal], end_id: int | None) -> None:
-        """Replace masks by tokens. The text ends at `end_id`: what lies behind it is dropped, masks and tokens."""
+    def reveal(self, reveals: list[Reveal], end_ids: Collection[int]) -> None:
+        """Replace masks by tokens. The first of `end_ids` ends the text: what lies behind it is dropped, masks too."""
         for place, token, log_probability in reveals:
             self.tokens[place] = token
             self.revealed[place] = log_probability
-        ends = [place for place, token, _ in reveals if token == end_id]
+        ends = [place for place, token, _ in reveals if token in end_ids]
         length = min(ends) + 1 if ends else len(self.tokens)
         del self.tokens[length:]
         self.newest = [each for each in reveals if each.place < length]

@@ -1,6 +1,7 @@
 """Label probabilities of texts under a classifier, and numbers under a regressor."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from pretrain.models.interface import LanguageModule, hidden_states
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.classify import Classify, Regress
 from pretrain.objectives.fine_tuning_config import ClassifyConfig, RegressConfig
+from pretrain.program import command
 
 BATCH_SIZE = 32  # texts
 TextOrPair = str | tuple[str, str]
@@ -47,6 +49,15 @@ def predicted_numbers(
     for chosen, hidden, batch in _read(model, objective, tokenizer, texts):
         numbers[chosen] = objective.predictions(hidden, model.head, batch)[:, 0].cpu()
     return numbers
+
+
+def cannot(method: Literal["classify", "regress"]) -> ConfigError:
+    """Return the error of a model that was not trained for `method`."""
+    use, target = {"classify": ("classify texts", "label"), "regress": ("predict a number of a text", "number")}[method]
+    return ConfigError(
+        f"this model was not trained to {use}. Fine-tune it: "
+        f"{command('train')} experiment={method} init_from=<this model> data.path=<lines of text, tab, {target}>."
+    )
 
 
 def refuse_tokens(head: ClassifyConfig | RegressConfig | None) -> None:

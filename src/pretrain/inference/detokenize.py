@@ -31,8 +31,13 @@ class StopStrings:
     """Strings that end a completion; the text stops before them."""
 
     def __init__(self, strings: str | Sequence[str]) -> None:
-        """Raises ConfigError for an empty string, which occurs at the start of every text."""
-        self.strings = (strings,) if isinstance(strings, str) else tuple(strings)
+        """Raises ConfigError for what is no text, and for an empty one, which occurs at the start of every text."""
+        given = [strings] if isinstance(strings, str) else strings
+        if not isinstance(given, Sequence) or not all(isinstance(string, str) for string in given):
+            raise ConfigError(
+                f"stop={strings!r} is neither a text nor a list of texts. Leave it out, or try stop=['.']."
+            )
+        self.strings = tuple(given)
         if "" in self.strings:
             raise ConfigError(
                 "stop holds an empty string, which occurs at the start of every text. Leave it out, or try stop=['.']."
@@ -54,9 +59,13 @@ class StopStrings:
 class GenerationState:
     """The completion of one prompt, growing token by token. A character may take several tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: StopStrings) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], stop: StopStrings, limit: int | None = None
+    ) -> None:
+        """`limit` is the most new tokens: at it the completion has ended by its length."""
         self.tokenizer = tokenizer
         self.stop = stop
+        self.limit = limit
         self.finish_reason: FinishReason | None = None
         self.new: list[NewToken] = []
         self._before = list(prompt[-1:])  # the token before the pending ones
@@ -65,9 +74,9 @@ class GenerationState:
         self._text: list[str] = []
 
     def add(self, token: NewToken | None) -> str:
-        """Add a token, None at the model's end, and return the text that it completes."""
+        """Add a token, None at the completion's end, and return the text that it completes."""
         if token is None:
-            return self.end(FinishReason.model)
+            return self.end(FinishReason.length if len(self.new) == self.limit else FinishReason.model)
         self.new.append(token)
         self._pending.append(token.token)
         text = self.tokenizer.decode_after(self._before, self._pending)

@@ -31,13 +31,14 @@ class Denoising:
     mask_id: int
     suppress_tokens: Tensor  # bool (V,): tokens never drawn
     sampling: Sampling
-    end_id: int | None = None  # the text ends at this token; None: it ends where the canvas does
+    end_ids: frozenset[int] = frozenset()  # the text ends at each of these tokens; without any, where the canvas does
     order: DecodingOrder = DecodingOrder.random
     steps: int | None = None  # runs of the model; None: one for each mask
     block_length: int | None = None  # masks that are filled before those to their right; None: all
     guidance_scale: float = 0.0
     shift_targets: bool = False  # the position before a mask predicts it
     on_step: Callable[[Sequence[Canvas]], None] | None = None  # gets the canvases before the first step and after each
+    special_ids: frozenset[int] = frozenset()  # guidance never hides them; some may be drawn, such as the end token
 
     def __post_init__(self) -> None:
         for name in ("steps", "block_length", "guidance_scale"):
@@ -90,31 +91,34 @@ def _steps(network: "_Network", canvases: list[Canvas]) -> Iterator[list[Canvas]
     yield canvases
     while active := [canvas for canvas in canvases if canvas.hidden]:
         for canvas, reveals in zip(active, network.reveals(active), strict=True):
-            canvas.reveal(reveals, network.denoising.end_id)
+            canvas.reveal(reveals, network.denoising.end_ids)
         yield canvases
 
 
 def generate_by_denoising(
-    model: LanguageModule, prompts: Sequence[Sequence[int]], new: int, denoising: Denoising
+    model: LanguageModule, prompts: Sequence[Sequence[int]], new: int | Sequence[int], denoising: Denoising
 ) -> Iterator[list[NewToken | None]]:
     """Return an iterator over the next tokens of all prompts, from left to right, as soon as all have one.
 
-    Each prompt is followed by `new` masks. A prompt whose text has ended gives None. Raises ConfigError if the context
-    is too short, and as `denoise` does.
+    Each prompt is followed by `new` masks, or a number of its own. A prompt whose text has ended gives None. Raises
+    ConfigError if the context is too short, and as `denoise` does.
     """
-    check_length(max(len(prompt) for prompt in prompts), new, context_length_of(model))
-    rows = [[*prompt, *[denoising.mask_id] * new] for prompt in prompts]
-    return _from_the_left(denoise(model, rows, denoising), [len(prompt) for prompt in prompts], new, denoising.end_id)
+    counts = [new] * len(prompts) if isinstance(new, int) else new
+    for prompt, count in zip(prompts, counts, strict=True):
+        check_length(len(prompt), count, context_length_of(model))
+    rows = [[*prompt, *[denoising.mask_id] * count] for prompt, count in zip(prompts, counts, strict=True)]
+    starts = [len(prompt) for prompt in prompts]
+    return _from_the_left(denoise(model, rows, denoising), starts, max(counts), denoising.end_ids)
 
 
 def _from_the_left(
-    steps: Iterator[list[Canvas]], starts: Sequence[int], new: int, end_id: int | None
+    steps: Iterator[list[Canvas]], starts: Sequence[int], most: int, end_ids: frozenset[int]
 ) -> Iterator[list[NewToken | None]]:
     offset = 0  # from the end of the prompt
     for canvases in steps:
         places = [(canvas, start + offset) for canvas, start in zip(canvases, starts, strict=True)]
-        while offset < new and all(canvas.is_known(place) for canvas, place in places):
-            tokens = [_token(canvas, place, end_id) for canvas, place in places]
+        while offset < most and all(canvas.is_known(place) for canvas, place in places):
+            tokens = [_token(canvas, place, end_ids) for canvas, place in places]
             yield tokens
             if not any(tokens):
                 return
@@ -122,9 +126,9 @@ def _from_the_left(
             places = [(canvas, place + 1) for canvas, place in places]
 
 
-def _token(canvas: Canvas, place: int, end_id: int | None) -> NewToken | None:
+def _token(canvas: Canvas, place: int, end_ids: frozenset[int]) -> NewToken | None:
     """Return the revealed token at a place; None at the end of the text and behind it."""
-    if place >= len(canvas.tokens) or canvas.tokens[place] == end_id:
+    if place >= len(canvas.tokens) or canvas.tokens[place] in end_ids:
         return None
     return NewToken(canvas.tokens[place], canvas.revealed[place])
 
@@ -165,8 +169,7 @@ class _Network:
         if not self.denoising.guidance_scale:
             hidden = self._states(rows, places)
             return hidden, hidden[:0]
-        special = self.suppress_tokens.nonzero().squeeze(1).tolist()
-        bare = [canvas.without_given(special) for canvas in canvases]
+        bare = [canvas.without_given(self.denoising.special_ids) for canvas in canvases]
         both = self._states([*rows, *bare], [*places, *places])
         hidden, unguided = both.chunk(2)
         return hidden, unguided

@@ -27,7 +27,7 @@ class Decoding:
 
     max_new_tokens: int
     sampling: Sampling
-    end_id: int  # ends a completion
+    end_ids: frozenset[int]  # each ends a completion
     suppress_tokens: Tensor  # bool (V,): tokens never generated
     use_cache: bool = True  # False: recompute the whole text for every token
 
@@ -37,8 +37,8 @@ def generate_tokens(
 ) -> Iterator[list[NewToken | None]]:
     """Return an iterator over the next tokens of all prompts, until all have ended.
 
-    A prompt that has produced `end_id` gives None from then on. Prompts of different lengths are padded on the left.
-    Raises ConfigError if the context is too short.
+    A prompt that has produced one of `end_ids` gives None from then on. Prompts of different lengths are padded on the
+    left. Raises ConfigError if the context is too short.
     """
     longest = max(len(prompt) for prompt in prompts)
     check_length(longest, decoding.max_new_tokens, context_length_of(model))
@@ -166,7 +166,7 @@ def _steps(state: DecodingState, decoding: Decoding) -> Iterator[list[NewToken |
         state.append(chosen)
         log_probabilities = logits.log_softmax(-1).gather(1, chosen.unsqueeze(1)).squeeze(1)
         new = [NewToken(*pair) for pair in zip(chosen.tolist(), log_probabilities.tolist(), strict=True)]
-        running = [was and token.token != decoding.end_id for was, token in zip(running, new, strict=True)]
+        running = [was and token.token not in decoding.end_ids for was, token in zip(running, new, strict=True)]
         yield [token if runs else None for token, runs in zip(new, running, strict=True)]
         if not any(running):
             return

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from numbers import Integral
 from typing import Any
 
-from torch import Tensor
-
+from pretrain.config.setting import check, description
 from pretrain.errors import ConfigError, nearest, shown
-from pretrain.inference.config import DecodingOrder
-from pretrain.inference.diffusion import Denoising
+from pretrain.inference.config import DecodingOrder, GenerateConfig
 from pretrain.inference.sampling import Sampling
 
 SAMPLING = {field.name for field in fields(Sampling)}
+MAX_NEW_TOKENS = 100  # where max_new_tokens is left out
 CAUSAL_ONLY = ("repetition_penalty", "use_cache")
 DIFFUSION_ONLY = ("order", "steps", "block_length", "guidance_scale", "on_step")
 
@@ -37,19 +37,53 @@ def check_options(method: str, kind: Any, options: Mapping[str, Any], causal: bo
             )
 
 
+def check_prompts(rows: Sequence[Sequence[Any]], vocab_size: int, causal: bool) -> None:
+    """Raise ConfigError for no prompts, for ids that are none of the vocabulary, and for one of a causal model without.
+
+    A diffusion model can write into an empty text, where it predicts a mask from the mask itself.
+    """
+    if not rows:
+        raise ConfigError("generate() needs at least one prompt, and the list is empty.")
+    for row in rows:
+        if causal and not len(row):
+            raise ConfigError(
+                "a prompt has no ids, and a causal model continues at least one. Try the empty text '', or the id that "
+                "begins a document: [tokenizer.bos_id]."
+            )
+        wrong = [token for token in row if not (isinstance(token, Integral) and 0 <= int(token) < vocab_size)]
+        if wrong:
+            raise ConfigError(
+                f"a prompt has the id {wrong[0]!r}, and the ids of the model's vocabulary are whole numbers from 0 to "
+                f"{vocab_size - 1}. Try prompt_ids('The')."
+            )
+
+
+def new_token_limits(
+    lengths: Sequence[int], max_new_tokens: int | None, context_length: int, causal: bool
+) -> list[int]:
+    """Return the most new tokens of prompts with these lengths, where `max_new_tokens` is none as many as fit.
+
+    They are 100 at most. Prompts of a causal model grow together, so all have the room of the longest. Raises
+    ConfigError for a limit that is no whole number from 1.
+    """
+    check("max_new_tokens", max_new_tokens, description(GenerateConfig, "max_new_tokens"))
+    if max_new_tokens is not None:
+        return [max_new_tokens] * len(lengths)
+    rooms = [min(MAX_NEW_TOKENS, max(1, context_length - length)) for length in lengths]
+    return [min(rooms)] * len(rooms) if causal else rooms
+
+
 def sampling_of(options: Mapping[str, Any]) -> Sampling:
     """Return how tokens are drawn, from the options that say so."""
     return Sampling(**{name: value for name, value in options.items() if name in SAMPLING})
 
 
-def denoising_of(
-    options: Mapping[str, Any], mask_id: int, suppress_tokens: Tensor, end_id: int | None, shift_targets: bool
-) -> Denoising:
-    """Return how a diffusion model fills masks; `suppress_tokens` (vocab_size,) marks tokens it never draws."""
+def denoising_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that only diffusion models have and that are set, as fields of `Denoising`."""
     chosen = {name: options[name] for name in DIFFUSION_ONLY if options.get(name) is not None}
     if "order" in chosen:
         chosen["order"] = _order(chosen["order"])
-    return Denoising(mask_id, suppress_tokens, sampling_of(options), end_id, shift_targets=shift_targets, **chosen)
+    return chosen
 
 
 def _order(order: DecodingOrder | str) -> DecodingOrder:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.setting import check, description
+from pretrain.errors import ConfigError, DivergenceError
 from pretrain.inference.config import GenerateConfig
 
 
@@ -23,6 +24,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for field in fields(self):
+            if getattr(self, field.name) is None and field.default is not None:
+                raise ConfigError(f"{field.name}=None is no number. Leave it out, or try {field.name}={field.default}.")
             check(field.name, getattr(self, field.name), description(GenerateConfig, field.name))
 
 
@@ -38,7 +41,8 @@ class Sampler:
             self.generator.manual_seed(int(sampling.seed))
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return the chosen token of each row, int64 (B,), from logits (B, V)."""
+        """Return the chosen token of each row, int64 (B,), from logits (B, V); raises DivergenceError for NaN."""
+        check_logits(logits)
         if self.sampling.temperature < 1e-6:  # practically 0, and the division could overflow
             return logits.argmax(-1)
         options = self.sampling
@@ -46,12 +50,23 @@ class Sampler:
         return torch.multinomial(scores.softmax(-1), 1, generator=self.generator).squeeze(1).to(logits.device)
 
 
+def check_logits(logits: Tensor) -> None:
+    """Raise DivergenceError for NaN or infinity among logits; minus infinity is that of a suppressed token."""
+    if not bool((logits < torch.inf).all()):
+        raise DivergenceError(
+            "the model's probabilities are NaN, so no token can be drawn: its weights have diverged. "
+            "Take an earlier checkpoint."
+        )
+
+
 def draw_tokens(log_probabilities: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
     """Return a token for each row of float64 (N, V), int64 (N,), by uniform random numbers from 0 to below 1, (N,).
 
     The draw inverts the cumulative distribution in double precision. Noise of 32 bits cannot be as large as a rare
-    token needs, which lowers the temperature (Zheng et al. 2024, https://arxiv.org/abs/2409.02908, section 5).
+    token needs, which lowers the temperature (Zheng et al. 2024, https://arxiv.org/abs/2409.02908, section 5). Raises
+    DivergenceError for NaN.
     """
+    check_logits(log_probabilities)
     if sampling.temperature < 1e-6:
         return log_probabilities.argmax(-1)
     scores = restrict(log_probabilities / sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from pretrain.config.setting import Settings, setting
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -296,6 +297,18 @@ class BidirectionalRows(Enum):
     diffusion = "diffusion"
 
 
+def masking_without_effect(values: Mapping[str, object]) -> list[str]:
+    """Return the settings of masking among those of a hybrid objective with diffusion that have been changed.
+
+    `values` may be saved ones. A share of 0.3 is that of the preset `objective=hybrid`.
+    """
+    usual = {
+        each.name: {shown(each.default)} for each in fields(MaskingConfig) if each.name in MaskingConfig.__annotations__
+    }
+    usual["mask_probability"].add("0.3")
+    return [name for name, known in usual.items() if name in values and shown(values[name]) not in known]
+
+
 @dataclass
 class HybridConfig(MaskingConfig):
     """Some rows causal, the others masked or of a masked diffusion: one model that continues texts and fills masks.
@@ -311,8 +324,17 @@ class HybridConfig(MaskingConfig):
     bidirectional: BidirectionalRows = setting(
         BidirectionalRows.masked,
         "Objective of the rows that are not causal: masked, as the settings of masking say, or diffusion, at every "
-        "noise level.",
+        "noise level, without them.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bidirectional is BidirectionalRows.diffusion and (changed := masking_without_effect(vars(self))):
+            raise ConfigError(
+                f"objective.{changed[0]}={shown(getattr(self, changed[0]))} means nothing with "
+                "objective.bidirectional=diffusion, whose rows are masked at every noise level. Leave it out, or take "
+                "objective.bidirectional=masked."
+            )
 
     @property
     def causal(self) -> bool:

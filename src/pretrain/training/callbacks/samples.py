@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, DivergenceError
 from pretrain.inference.config import GenerationOptions
 from pretrain.interop.load import build, build_without_weights
 from pretrain.language_model import LanguageModel
@@ -118,7 +118,10 @@ def sample_text(language_model: LanguageModel, config: SampleConfig, seed: int, 
 
 
 def _answer(language_model: LanguageModel, prompt: SamplePrompt, config: SampleConfig, seed: int) -> str:
-    """Return the answer to a prompt, or the reason if the model cannot take it: no prompt ends a training run."""
+    """Return the answer to a prompt, or the reason if the model cannot take it: no prompt ends a training run.
+
+    Weights that have diverged give a reason too: what such a run does next is its own setting.
+    """
     try:
         if language_model.labels:
             return _classified(language_model, prompt)
@@ -127,7 +130,7 @@ def _answer(language_model: LanguageModel, prompt: SamplePrompt, config: SampleC
         if "[MASK]" in prompt.text or not language_model.completes:
             return _filled(language_model, prompt)
         return _completed(language_model, prompt.text, config, seed)
-    except ConfigError as error:
+    except (ConfigError, DivergenceError) as error:
         return f"{prompt.text}\n    (no sample: {error})"
 
 
