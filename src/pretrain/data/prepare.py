@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.config import DataConfig, Mode, TokenizerConfig, errors_of
+from pretrain.data.config import CuratedConfig, DataConfig, Mode, TokenizerConfig, errors_of
 from pretrain.data.fine_tuning_config import ChatConfig
 from pretrain.data.mixture import MixtureDataset, OwnOrder, mixture_dataset
 from pretrain.data.progress import Progress
@@ -211,6 +211,8 @@ def _store_folder(source: Source, tokenizer: Tokenizer, cache: Path) -> Path:
         metadata.append(f"chat template {tokenizer.chat_template}")
     if data.has_related:
         metadata.append("first text")  # annotations of an earlier version had another kind
+    if isinstance(data, CuratedConfig) and not source.without_duplicates and data.mode is not Mode.stream:
+        metadata.append("equal texts dropped")  # earlier versions kept them, in both splits
     if data.mode is Mode.stream:
         return cache / "stores" / f"{data.kind}-stream-{_key(*metadata, STREAM_VERSION, data.era_tokens)}"
     return cache / "stores" / f"{data.kind}-{_key(*metadata)}"
@@ -238,6 +240,10 @@ def _begin_stream(folder: Path, source: Source, tokenizer: Tokenizer, report: Re
     stream = Stream(folder)
     stream.hashed = source.hashed
     stream.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
+    if (end := stream.ledger.end) is not None:
+        read = end.documents + sum(end.skipped.values())
+        if remark := source.remark_unread(stream.provenance.get("corpus", {}), read):
+            report(remark)
     if stream.validation is None and data.validation_fraction:
         report(
             f"no document of the first {stream.ledger.eras[0].documents:,} is held out, so there is no validation: "

@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,30 @@ def test_a_stream_goes_on_with_what_came_while_nothing_ran(grown: tuple[Path, li
     assert eras(after) == whole[: len(after.ledger.eras)]
     assert len(whole) - len(after.ledger.eras) <= 1  # the last era is not full, and waits
     assert after.provenance["corpus"]["shards_read"]["count"] == len(read_manifest(now)["shards"])
+
+
+@pytest.mark.slow
+def test_an_ended_stream_says_what_came_later_and_how_to_read_it(
+    grown: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curated, "POLL_S", 0.01)
+    _, copies = grown
+    now = tmp_path / "now"
+    shutil.copytree(copies[1], now)
+    config, said = config_of(now, growth_timeout_s=0.01), list[str]()
+    ended = read(config, tmp_path / "cache")
+    prepare(config, BytesTokenizerConfig(), tmp_path / "cache", said.append)
+    assert not any("has grown" in line for line in said)
+    said.clear()
+    known, put_there = len(read_manifest(now)["shards"]), read_manifest(copies[2])["shards"]
+    put(copies[2], now)
+    prepare(config, BytesTokenizerConfig(), tmp_path / "cache", said.append)
+    count = sum(shard["documents"] for shard in put_there[known:])
+    assert f"{len(put_there) - known} of its {len(put_there)} shards, {count} documents, are not read" in said[0]
+    assert "data.era_tokens=4097" in said[0]
+    assert Stream(ended.folder).provenance["corpus"]["shards_read"]["count"] <= known
+    anew = read(replace(config, era_tokens=4097), tmp_path / "cache")
+    assert anew.n_documents > ended.n_documents
 
 
 def read_on(folder: Path, config: CuratedConfig) -> None:
