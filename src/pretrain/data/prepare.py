@@ -242,8 +242,8 @@ def _begin_stream(folder: Path, source: Source, tokenizer: Tokenizer, report: Re
     stream.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
     if (end := stream.ledger.end) is not None:
         read = end.documents + sum(end.skipped.values())
-        if remark := source.remark_unread(stream.provenance.get("corpus", {}), read):
-            report(remark)
+        if unread := source.remark_unread(stream.provenance.get("corpus", {}), read):
+            report(unread)
     if stream.validation is None and data.validation_fraction:
         report(
             f"no document of the first {stream.ledger.eras[0].documents:,} is held out, so there is no validation: "
