@@ -17,6 +17,7 @@ from pretrain.data.progress import Progress
 from pretrain.data.sources.prepared_stores import PreparedStores, tokenizer_of
 from pretrain.data.sources.remote_corpus import on_this_machine
 from pretrain.data.sources.source import Source
+from pretrain.data.sources.splits import split_rules
 from pretrain.data.streaming.corpus import Stream
 from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.streaming.ledger import Ledger
@@ -205,6 +206,7 @@ def _store_folder(source: Source, tokenizer: Tokenizer, cache: Path) -> Path:
     data = source.config
     metadata = [source.identity, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens]
     metadata.append(getattr(data, "validation_path", None))
+    metadata += split_rules(data.validation_fraction)
     if tokenizer.ids_version:  # else the ids are those of earlier versions, whose stores are found
         metadata.append(f"ids {tokenizer.ids_version}")
     if data.has_messages:
@@ -306,6 +308,7 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
 def _tokenizer_folder(sources: dict[str, Source], config: TokenizerConfig, cache: Path) -> Path:
     """Return the folder of a tokenizer trained on these sources, which need not exist yet."""
     corpus = [part for source in sources.values() for part in (source.identity, source.config.validation_fraction)]
+    corpus += [rule for source in sources.values() for rule in split_rules(source.config.validation_fraction)]
     corpus += ["beginning" for source in sources.values() if source.config.mode is Mode.stream]
     return cache / "tokenizers" / f"{config.kind}-{_key(*corpus, asdict(config))}"
 
