@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.config import DataConfig, Mode, TokenizerConfig, errors_of
+from pretrain.data.config import CuratedConfig, DataConfig, Mode, TokenizerConfig, errors_of
 from pretrain.data.fine_tuning_config import ChatConfig
 from pretrain.data.mixture import MixtureDataset, OwnOrder, mixture_dataset
 from pretrain.data.progress import Progress
 from pretrain.data.sources.prepared_stores import PreparedStores, tokenizer_of
 from pretrain.data.sources.remote_corpus import on_this_machine
 from pretrain.data.sources.source import Source
+from pretrain.data.sources.splits import split_rules
 from pretrain.data.streaming.corpus import Stream
 from pretrain.data.streaming.dataset import StreamingDataset
 from pretrain.data.streaming.ledger import Ledger
@@ -205,12 +206,15 @@ def _store_folder(source: Source, tokenizer: Tokenizer, cache: Path) -> Path:
     data = source.config
     metadata = [source.identity, tokenizer.fingerprint, data.validation_fraction, data.shard_tokens]
     metadata.append(getattr(data, "validation_path", None))
+    metadata += split_rules(data.validation_fraction)
     if tokenizer.ids_version:  # else the ids are those of earlier versions, whose stores are found
         metadata.append(f"ids {tokenizer.ids_version}")
     if data.has_messages:
         metadata.append(f"chat template {tokenizer.chat_template}")
     if data.has_related:
         metadata.append("first text")  # annotations of an earlier version had another kind
+    if isinstance(data, CuratedConfig) and not source.without_duplicates and data.mode is not Mode.stream:
+        metadata.append("equal texts dropped")  # earlier versions kept them, in both splits
     if data.mode is Mode.stream:
         return cache / "stores" / f"{data.kind}-stream-{_key(*metadata, STREAM_VERSION, data.era_tokens)}"
     return cache / "stores" / f"{data.kind}-{_key(*metadata)}"
@@ -238,6 +242,10 @@ def _begin_stream(folder: Path, source: Source, tokenizer: Tokenizer, report: Re
     stream = Stream(folder)
     stream.hashed = source.hashed
     stream.check_tokenizer(tokenizer.fingerprint, tokenizer.vocab_size)
+    if (end := stream.ledger.end) is not None:
+        read = end.documents + sum(end.skipped.values())
+        if unread := source.remark_unread(stream.provenance.get("corpus", {}), read):
+            report(unread)
     if stream.validation is None and data.validation_fraction:
         report(
             f"no document of the first {stream.ledger.eras[0].documents:,} is held out, so there is no validation: "
@@ -300,6 +308,7 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
 def _tokenizer_folder(sources: dict[str, Source], config: TokenizerConfig, cache: Path) -> Path:
     """Return the folder of a tokenizer trained on these sources, which need not exist yet."""
     corpus = [part for source in sources.values() for part in (source.identity, source.config.validation_fraction)]
+    corpus += [rule for source in sources.values() for rule in split_rules(source.config.validation_fraction)]
     corpus += ["beginning" for source in sources.values() if source.config.mode is Mode.stream]
     return cache / "tokenizers" / f"{config.kind}-{_key(*corpus, asdict(config))}"
 

@@ -148,6 +148,24 @@ def _check_decisions(output: Path) -> None:
 
 
 @pytest.mark.slow
+def test_only_the_first_object_of_a_file_must_have_all_columns(tmp_path: Path) -> None:
+    first = {"text": text("web", 0), "url": "https://a.org", "date": "2020"}
+    (tmp_path / "web.jsonl").write_text(
+        lines(first, *(line for n in range(1, 9) for line in ({"text": text("web", n)}, f"[{n}]\n")))
+    )
+    source = (
+        f"sources.web={{kind: jsonl, path: {tmp_path}/web.jsonl, license: MIT, url_column: url, date_column: date}}"
+    )
+    found = []
+    for size in (1000, 1_000_000):
+        words = ("rules=none", "workers=1", "duplicates.near=false", f"unit_bytes={size}", f"output={tmp_path}/{size}")
+        found.append(curate(config_of(source, *words), report=lambda line: None))
+    assert len(found[0]["shards"]) > len(found[1]["shards"])
+    assert found[0]["fingerprint"] == found[1]["fingerprint"]
+    assert [row["url"] for row in documents(tmp_path / "1000")] == ["https://a.org", *[None] * 8]
+
+
+@pytest.mark.slow
 def test_the_corpus_does_not_depend_on_how_it_was_cut(raw: Path, tmp_path: Path) -> None:
     small, large = run(raw, tmp_path / "small"), run(raw, tmp_path / "large", "unit_bytes=1000000")
     assert len(small["shards"]) > len(large["shards"])

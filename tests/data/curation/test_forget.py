@@ -1,6 +1,8 @@
 """Documents out of a corpus: by every name that they have, whatever kills it, and out of every later curation."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.curate import CurateConfig
 from pretrain.data.curation import forget as forgetting
+from pretrain.data.curation import stages
 from pretrain.data.curation.curate import curate
 from pretrain.data.curation.forget import PENDING, Request, find_documents, finish_forgetting, forget
-from pretrain.data.curation.manifest import read_manifest
+from pretrain.data.curation.manifest import manifest_bytes, read_manifest
+from pretrain.data.curation.reading import RawDocument, read_part
 from pretrain.data.curation.tombstones import FORGOTTEN, Tombstones, hashed, read_tombstones
 from pretrain.data.curation.verify import verify
 from pretrain.errors import ConfigError, DataError
@@ -72,12 +76,45 @@ def test_every_name_of_a_document_takes_it_out(
     assert verify(corpus).documents == 26 - len(gone)
     manifest = read_manifest(corpus)
     assert manifest["licenses"]["CC-BY-4.0"]["documents"] == 26 - len(gone)
+    assert manifest["license_evidence"] == {"source": manifest["licenses"]["CC-BY-4.0"]}
     assert not (corpus / "work" / "stages.json").exists()
     with pytest.raises(ConfigError, match="is no document of"):
         take_out(corpus, **request_)
     again = run(raw, corpus)  # the same command: what was forgotten stays out
     assert texts(corpus) == {text_of(n) for n in range(26) if n not in gone}
     assert again["sources"]["web"]["documents"]["unusable"] == {"forgotten on request": len(gone)}
+
+
+@pytest.mark.slow
+def test_what_else_the_manifest_counts_is_counted_again(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of pages that reserve a use, and by where their licenses are from."""
+    reserved = json.dumps({"reservations": ["robots: noai"]})
+
+    def read_pages(*arguments: Any) -> Iterator[RawDocument]:
+        for document in read_part(*arguments):
+            is_first = str(document.url).startswith("https://h0")
+            yield replace(document, metadata=reserved if is_first else None, evidence="source" if is_first else "link")
+
+    monkeypatch.setattr(stages, "read_part", read_pages)
+    corpus = tmp_path / "corpus"
+    before = run(raw, corpus)
+    assert before["reservations"] == {"robots: noai": 5}
+    assert verify(corpus).documents == 26
+    take_out(corpus, url="https://h0.org/0")
+    after = read_manifest(corpus)
+    assert after["reservations"] == {"robots: noai": 4}
+    assert {name: each["documents"] for name, each in after["license_evidence"].items()} == {"link": 21, "source": 4}
+    verify(corpus)
+    for name in ("license_evidence", "reservations"):
+        contents = {key: value for key, value in after.items() if key not in ("format", "version", "seal")}
+        (corpus / "manifest.json").write_bytes(manifest_bytes(contents | {name: before[name]}))
+        with pytest.raises(DataError, match=f"the shards hold {name} .* and the manifest says"):
+            verify(corpus)
+        earlier = contents["removals"][0] | {"version": 1}  # of a release that left them as they were
+        (corpus / "manifest.json").write_bytes(manifest_bytes(contents | {name: before[name], "removals": [earlier]}))
+        verify(corpus)
 
 
 @pytest.mark.slow

@@ -1,19 +1,25 @@
 """A corpus that grows: equal eras whenever it grew, exact reading on, and a refusal of one that did anything else."""
 
+import json
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from curation_documents import lines, settings
 
 from pretrain.data.config import BytesTokenizerConfig, CuratedConfig, Mode
+from pretrain.data.curation import growth
 from pretrain.data.curation.curate import curate
 from pretrain.data.curation.growth import append
 from pretrain.data.curation.manifest import manifest_bytes, read_manifest
 from pretrain.data.curation.verify import verify
+from pretrain.data.curation.writing import ATTRIBUTION
 from pretrain.data.prepare import finish_stream, prepare
 from pretrain.data.sources import curated
 from pretrain.data.streaming.corpus import Stream
@@ -93,7 +99,21 @@ def test_a_grown_corpus_is_sound_and_holds_no_document_twice(grown: tuple[Path, 
     assert (found.documents, found.shards) == (last["documents"], len(last["shards"]))
     source = last["sources"]["web"]["documents"]
     assert source["read"] == 60 + 2 * 55
+    assert named(copies[2]) == {row["id"] for row in rows_of(copies[2])}  # MIT asks for it
     assert source["exact"] >= 12  # those of the base, in each addition; others are near one of it
+
+
+def rows_of(corpus: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted((corpus / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def named(corpus: Path) -> set[str]:
+    """Return the ids of the documents whose authors are named; none of them twice."""
+    with (corpus / ATTRIBUTION).open("rb") as file:
+        content = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
+    ids = [json.loads(line)["id"] for line in content.splitlines()]
+    assert len(ids) == len(set(ids))
+    return set(ids)
 
 
 def test_an_addition_given_again_adds_nothing(grown: tuple[Path, list[Path]]) -> None:
@@ -103,14 +123,26 @@ def test_an_addition_given_again_adds_nothing(grown: tuple[Path, list[Path]]) ->
     assert (folder / "corpus" / "manifest.json").read_bytes() == before
 
 
-def test_a_killed_append_is_made_good(grown: tuple[Path, list[Path]], tmp_path: Path) -> None:
+def test_a_killed_append_is_made_good(
+    grown: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, copies = grown
     corpus = tmp_path / "corpus"
     shutil.copytree(copies[0], corpus)
     number = 1 + int(Path(read_manifest(corpus)["shards"][-1]["file"]).stem)
     (corpus / "data" / f"{number:05d}.parquet").write_bytes(b"half")
+
+    def dies(path: Path, data: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # all is written but the manifest
+        patch.setattr(growth, "write_atomically", dies)
+        with pytest.raises(KeyboardInterrupt):
+            append(corpus, folder / "addition-1")
     append(corpus, folder / "addition-1")
-    assert (corpus / "manifest.json").read_bytes() == (copies[1] / "manifest.json").read_bytes()
+    for name in ("manifest.json", ATTRIBUTION):
+        assert (corpus / name).read_bytes() == (copies[1] / name).read_bytes()
+    assert not list(corpus.glob(".*"))
     verify(corpus)
 
 
@@ -203,6 +235,30 @@ def test_a_stream_goes_on_with_what_came_while_nothing_ran(grown: tuple[Path, li
     assert eras(after) == whole[: len(after.ledger.eras)]
     assert len(whole) - len(after.ledger.eras) <= 1  # the last era is not full, and waits
     assert after.provenance["corpus"]["shards_read"]["count"] == len(read_manifest(now)["shards"])
+
+
+@pytest.mark.slow
+def test_an_ended_stream_says_what_came_later_and_how_to_read_it(
+    grown: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curated, "POLL_S", 0.01)
+    _, copies = grown
+    now = tmp_path / "now"
+    shutil.copytree(copies[1], now)
+    config, said = config_of(now, growth_timeout_s=0.01), list[str]()
+    ended = read(config, tmp_path / "cache")
+    prepare(config, BytesTokenizerConfig(), tmp_path / "cache", said.append)
+    assert not any("has grown" in line for line in said)
+    said.clear()
+    known, put_there = len(read_manifest(now)["shards"]), read_manifest(copies[2])["shards"]
+    put(copies[2], now)
+    prepare(config, BytesTokenizerConfig(), tmp_path / "cache", said.append)
+    count = sum(shard["documents"] for shard in put_there[known:])
+    assert f"{len(put_there) - known} of its {len(put_there)} shards, {count} documents, are not read" in said[0]
+    assert "data.era_tokens=4097" in said[0]
+    assert Stream(ended.folder).provenance["corpus"]["shards_read"]["count"] <= known
+    anew = read(replace(config, era_tokens=4097), tmp_path / "cache")
+    assert anew.n_documents > ended.n_documents
 
 
 def read_on(folder: Path, config: CuratedConfig) -> None:

@@ -11,10 +11,14 @@ import pytest
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.curate import CurateConfig
+from pretrain.data.config import BytesTokenizerConfig, CuratedConfig
 from pretrain.data.curation.curate import curate
 from pretrain.data.curation.manifest import overview
 from pretrain.data.curation.personal_data import KINDS, PLACEHOLDERS, find, replaced
 from pretrain.data.curation.verify import verify
+from pretrain.data.prepare import Corpus, prepare
+from pretrain.data.token_store.store import Store
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import ConfigError
 from pretrain.reports.curation import write_corpus_report
 
@@ -129,6 +133,36 @@ def test_texts_are_written_without_it_and_documents_with_much_are_dropped(tmp_pa
     assert overview(manifest)[-1] == "personal data  email 11 cut out"
     nothing = manifest | {"personal_data": manifest["personal_data"] | {"replaced": {}}}
     assert overview(nothing)[-1] == "personal data  none found of email"
+
+
+@pytest.mark.slow
+def test_texts_that_are_equal_once_written_are_in_one_split(tmp_path: Path) -> None:
+    """They differ by what is replaced, or by a paragraph that is cut, and were told apart with it."""
+    pattern = "This paragraph stands above many a page. " * 8
+    below = ["first", "second"]  # one of them stands alone once the repeated paragraph is cut
+    records = [f"Write to user{n}@mail{n}.com" for n in range(40)] + below + [f"{pattern}\n\n{each}" for each in below]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in records))
+    words = ("validation.fraction=0.2", "duplicates.near=false", "duplicates.paragraphs=200")
+    manifest = run(tmp_path, "masked", *words, "personal_data.kinds=[email]")
+    assert manifest["documents"] == 44
+    assert manifest["duplicates"]["documents_cut"] == 1
+    said = list[str]()
+    corpus = prepared_corpus(tmp_path / "masked", tmp_path / "cache", said)
+    assert isinstance(corpus.train, Store)
+    stores = [corpus.train, *filter(None, [corpus.validation])]
+    texts = [byte_tokenizer().decode(store.document(n)) for store in stores for n in range(store.n_documents)]
+    assert sum(texts.count(text) for text in [*below, "Write to <EMAIL_ADDRESS>"]) == 3
+    assert len(texts) == len(set(texts)) == 4
+    assert any("40 skipped (exact duplicates)" in line for line in said)
+    run(tmp_path, "plain", *words[:2])
+    assert prepared_corpus(tmp_path / "plain", tmp_path / "cache", said).train.n_documents > 20
+    assert "exact duplicates" not in said[-1]
+
+
+def prepared_corpus(folder: Path, cache: Path, said: list[str]) -> Corpus:
+    """Return the stores of a curated corpus in bytes."""
+    config = CuratedConfig(path=str(folder), validation_fraction=0.2)
+    return prepare(config, BytesTokenizerConfig(), cache, said.append).corpora[""]
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:

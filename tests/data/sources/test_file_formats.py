@@ -213,6 +213,20 @@ def test_an_array_is_read_value_by_value(tmp_path: Path, monkeypatch: pytest.Mon
     assert dict(source.skipped) == {"not a JSON object": 2, "text is no string": 1}
 
 
+@pytest.mark.parametrize("block", [1000, 1 << 20])
+def test_an_integer_that_python_does_not_read_spoils_one_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(column_files, "BLOCK_BYTES", block)
+    values = ['{"text": "a"}', f'{{"text": "b", "n": [{"9" * 5000}]}}', "9" * 5000, '{"text": "c"}']
+    for name, mark in (("a.json", ","), ("a.jsonl", "\n")):
+        content = mark.join(values)
+        (tmp_path / name).write_text(f"[{content}]" if mark == "," else content)
+        source = text_source(tmp_path / name)
+        assert texts(source) == ["a", "c"]
+        assert dict(source.skipped) == {"not JSON": 2}
+
+
 @pytest.mark.parametrize("content", ['[{"text": "a"}', '[{"text": "a"} {', '[{"text": "a"}, {"te', "[" * 100_000])
 def test_a_broken_array_names_the_last_good_value(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)

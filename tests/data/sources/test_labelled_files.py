@@ -66,6 +66,21 @@ def test_lines_of_text_tab_label(tmp_path: Path) -> None:
     assert dict(source.skipped) == {"no label": 2, "invalid UTF-8": 1}
 
 
+@pytest.mark.parametrize("name", ["r.tsv", "r.txt", "r.tsv.gz"])
+def test_a_heading_of_two_columns_may_have_the_label_first(tmp_path: Path, name: str) -> None:
+    compress = gzip.compress if name.endswith("gz") else bytes
+    rows = b"\r\n1\tfine\tfilm\r\n0\tbad\n\nno tab here\n"
+    path = tmp_path / name
+    path.write_bytes(compress(b"\xef\xbb\xbflabel\ttext" + rows))
+    source = labelled(path)
+    assert found(source) == [("fine\tfilm", "1"), ("bad", "0")]
+    assert dict(source.skipped) == {"no label": 1}
+    swapped = source.fingerprint()
+    path.write_bytes(compress(b"text\tlabel" + rows))
+    assert found(labelled(path)) == [("1\tfine", "film"), ("0", "bad")]
+    assert labelled(path).fingerprint() != swapped
+
+
 def test_json_lines_of_text_and_label(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", {"s": "a", "y": 1}, {"s": "b", "y": "good"}, {"s": "c", "y": 0.5}, {"s": "d"})
     source = labelled(path, text_column="s", label_column="y")

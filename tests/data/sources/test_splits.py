@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from pretrain.data.config import BytesTokenizerConfig, TextFilesConfig
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.data.prepare import Prepared, find_prepared, prepare
 from pretrain.data.sources.source import Document, Source
-from pretrain.data.sources.splits import ExactDuplicates, split_document, split_of
+from pretrain.data.sources.splits import ExactDuplicates, is_held_out, split_document, split_of, split_rules
 from pretrain.data.token_store.build import with_splits
 from pretrain.data.token_store.store import Store
 from pretrain.errors import DataError
@@ -88,6 +89,37 @@ def test_where_all_fall_in_there_is_something_to_train_on() -> None:
         train, validation = held_out(Listed(few))
         assert len(train) == len(few)
         assert len(validation) == 1
+
+
+@pytest.mark.parametrize("size", [30, 1])
+def test_a_large_share_leaves_one_document_to_train_on(size: int) -> None:
+    """Where the hash of all says validation; before, only the end of one was held out."""
+    texts = [lines(number, 30 * size if number else 40) for number in range(4, 1000)]
+    fallen = [text for text in texts if split_of(Document(text, ""), 0.8) == "validation"][:5]
+    train, validation = held_out(Listed(fallen, share=0.8))
+    assert len(train) == 1
+    assert sorted(train + validation) == sorted(fallen)
+    assert sorted(held_out(Listed(fallen[::-1], share=0.8))[1]) == sorted(validation)
+    assert held_out(Listed([*fallen, *train], share=0.8))[0] == train * 2  # all copies of it
+
+
+def test_a_share_of_less_than_one_part_holds_out_by_the_rest_of_the_key() -> None:
+    keys = np.array([0, 1, 10_000, 10_000 * 2**48, 2**64 - 1, 2**63], np.uint64)
+    found = {share: is_held_out(keys, share).tolist() for share in (0.0, 1e-10, 4e-5, 1e-4, 3e-4)}
+    assert not any(found[0.0])
+    assert found[1e-10] == [True, False, True, False, False, False]
+    assert found[4e-5] == [True, False, True, True, False, False]
+    assert found[1e-4] == [key % 10_000 < 1 for key in keys.tolist()]
+    assert found[3e-4] == [key % 10_000 < 3 for key in keys.tolist()]  # as ever, though 3e-4 * 10_000 is below 3
+    draws = np.random.default_rng(0).integers(0, 2**64, 4_000_000, np.uint64)
+    assert 120 < is_held_out(draws, 4e-5).sum() < 200
+    one = Document("a", "", split_key=10_000 * 2**48)
+    assert [split_of(one, share) for share in (1e-10, 4e-5)] == ["train", "validation"]
+
+
+def test_keys_of_caches_stay_unless_the_split_is_another() -> None:
+    assert not any(split_rules(share) for share in (0.0, 6e-5, 1e-4, 0.05, 0.5))
+    assert split_rules(4e-5) != split_rules(0.6) != []
 
 
 def test_nothing_is_held_out_where_that_is_asked_for() -> None:

@@ -21,6 +21,7 @@ from pretrain.data.curation.near_duplicates.stages import decisions_of
 from pretrain.data.curation.near_duplicates.verification import VERIFICATION_VERSION
 from pretrain.data.curation.rules import EXACT_RULE, GUARD_RULE, NEAR_RULE
 from pretrain.data.curation.stages import EXACT_VERSION, duplicates_of, find_exact
+from pretrain.data.sources.splits import is_below_one_part
 
 _OF_KEYS = ("words", "bands", "rows", "within")
 _USED_BY = {"near": (*_OF_KEYS, "similarity", "verify"), "paragraphs": (*_OF_KEYS, "paragraphs")}  # by stage
@@ -83,7 +84,8 @@ def find_duplicates(corpus: Corpus, known: dict[str, str], run: Callable[[Stage]
             stage("near", tasks.decide_range, ranges, VERIFICATION_VERSION)
             validation = corpus.config.validation
             if base.shards and validation.guard and validation.fraction:  # else a cluster is in one split anyway
-                stage("guard", tasks.guard_range, ranges, tasks.GUARD_VERSION, fraction=validation.fraction)
+                version = tasks.GUARD_VERSION + is_below_one_part(validation.fraction)  # of those alone
+                stage("guard", tasks.guard_range, ranges, version, fraction=validation.fraction)
     if config.paragraphs is not None:
         stage("paragraphs", tasks.shuffle_paragraphs, n_units, PARAGRAPHS_VERSION)
         stage("repeats", tasks.cut_repeats, settings["buckets"], PARAGRAPHS_VERSION)

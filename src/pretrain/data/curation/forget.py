@@ -30,13 +30,14 @@ from pretrain.data.curation.near_duplicates.shuffle_files import map_partition, 
 from pretrain.data.curation.rules import EXACT_RULE, FORGOTTEN_RULE, NEAR_RULE
 from pretrain.data.curation.statistics import text_key
 from pretrain.data.curation.tombstones import Tombstones, domain_of, hashed, read_tombstones
-from pretrain.data.curation.writing import Written, count_documents
+from pretrain.data.curation.writing import ATTRIBUTION, Written, count_documents
 from pretrain.errors import ConfigError, DataError, printable
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
 from pretrain.files.untrusted_files import read_json
 from pretrain.program import command
 
 PENDING = "forgetting.json"
+REMOVAL_VERSION = 2  # of the record of a removal; before, evidence of licenses and reservations were not counted again
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def finish_forgetting(folder: Path) -> bool:
             _rewrite(path, lambda table: _with_reason(table, ids))
         if (folder / "samples.parquet").exists():
             _rewrite(folder / "samples.parquet", lambda table: _without(table, ids))
-        _rewrite_attribution(folder / "ATTRIBUTION.jsonl.zst", ids)
+        _rewrite_attribution(folder / ATTRIBUTION, ids)
         _clear_work(folder / "work")
         (folder / "report.html").unlink(missing_ok=True)  # it shows samples
         _write_manifest(folder, manifest, shards, ids)
@@ -273,10 +274,12 @@ def _write_manifest(folder: Path, manifest: dict[str, Any], shards: list[dict[st
     removal = {
         "when": datetime.now(UTC).date().isoformat(), "documents": manifest["documents"] - kept.total(),
         "ids_hash": xxhash.xxh3_128_hexdigest("".join(sorted(ids)).encode()), "before": manifest["fingerprint"],
+        "version": REMOVAL_VERSION,
     }  # fmt: skip
     changed = manifest | {
         "fingerprint": digest.hexdigest(), "documents": kept.total(), "characters": characters.total(),
         "licenses": _sorted(total.licenses), "languages": _sorted(total.languages),
+        "license_evidence": _sorted(total.evidence), "reservations": dict(sorted(total.reservations.items())),
         "domains_top": dict(domains[:DOMAINS]), "dates": dict(sorted(total.years.items())), "shards": shards,
         "removals": [*manifest.get("removals", []), removal],
     }  # fmt: skip

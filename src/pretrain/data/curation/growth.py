@@ -23,6 +23,7 @@ from pretrain.data.curation.manifest import (
     read_manifest,
 )
 from pretrain.data.curation.output_folder import locked
+from pretrain.data.curation.writing import ATTRIBUTION
 from pretrain.errors import ConfigError, DataError, printable
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
 
@@ -76,6 +77,7 @@ def _append(base: Path, addition: Path) -> dict[str, Any]:
         shards = [_add_shard(base, addition, shard, number + at) for at, shard in enumerate(more["shards"])]
         for name in ("data", "index"):
             sync_to_disk(base / name)
+        _add_attribution(base, addition)
         data = manifest_bytes(_merged(manifest, more, shards))
         write_atomically(base / MANIFEST, data)
     return read_manifest(base)
@@ -121,6 +123,26 @@ def _add_shard(base: Path, addition: Path, shard: Mapping[str, Any], number: int
     shutil.copyfile(addition / shard["index"]["file"], base / names[1])  # `forget` writes an index in place
     sync_to_disk(base / names[1])
     return {**shard, "file": names[0], "index": {**shard["index"], "file": names[1]}}
+
+
+def _add_attribution(base: Path, addition: Path) -> None:
+    """Put who must be named behind those of the base, in a file that replaces its own at once.
+
+    A start that was killed before it wrote the manifest may have done so: then it stays as it is.
+    """
+    old, draft = base / ATTRIBUTION, base / ".attribution.tmp"
+    more = (addition / ATTRIBUTION).read_bytes() if (addition / ATTRIBUTION).exists() else b""
+    with draft.open("wb") as file:
+        if old.exists():
+            with old.open("rb") as before:
+                shutil.copyfileobj(before, file)
+                before.seek(max(0, before.tell() - len(more)))
+                more = b"" if before.read() == more else more
+        file.write(more)
+    if more:
+        sync_to_disk(draft)
+        draft.replace(old)
+    draft.unlink(missing_ok=True)
 
 
 def _merged(manifest: dict[str, Any], more: Mapping[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pretrain.data.curation.licenses import COLUMN, UNKNOWN, spdx_name
 from pretrain.data.curation.units import HUGGING_FACE, Part, hashes_of
 from pretrain.data.curation.web.page_licenses import CONFLICT, PAGE_EVIDENCE
 from pretrain.data.escapes import read_escapes
-from pretrain.data.sources.column_files import parquet_records, read_records
+from pretrain.data.sources.column_files import later_json_lines, parquet_records, read_records
 from pretrain.data.sources.compressed_files import opened
 from pretrain.data.sources.hugging_face import HuggingFace
 from pretrain.data.sources.source import fault_of, printable
@@ -89,7 +89,10 @@ def _of_table(stream: IO[bytes], part: Part, reading: Reading, skipped: Counter[
     elif form is Format.jsonl and part.compression is None:
         stream.seek(part.start)
         limited = io.BufferedReader(_Limited(stream, part.stop - part.start))
-        records = read_records(form, limited, name, reading.columns, skipped)
+        if part.start:  # an object within the file may lack a column that the first one has
+            records = later_json_lines(limited, name, skipped)
+        else:
+            records = read_records(form, limited, name, reading.columns, skipped)
     else:
         records = read_records(form, stream, name, reading.columns, skipped)
     for origin, record in records:

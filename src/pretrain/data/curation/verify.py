@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
@@ -29,6 +31,7 @@ from pretrain.errors import ConfigError, DataError, printable
 from pretrain.files.untrusted_files import read_json
 
 _LEFT_OUT = (GUARD_RULE, PARAGRAPHS_RULE, CONTAMINATION_RULE, FORGOTTEN_RULE)  # after duplicates were found
+_COUNTED = ("text", "source", "license", "license_evidence", "metadata")
 STAGES = "stages.json"  # in work/: where the texts of the corpus are that was written last
 MAX_COMPARED = 20_000  # removed documents whose text is compared with their twin's: memory is bounded
 
@@ -56,6 +59,29 @@ class _Pairs:
     left_out: set[str] = field(default_factory=set)  # by the guard and so on, after they were twins
 
 
+@dataclass
+class _Totals:
+    """Counts of the documents in the shards, for comparison with those of the manifest."""
+
+    kept: Counter[str] = field(default_factory=Counter)  # by source
+    licenses: dict[str, Counter[str]] = field(default_factory=dict)
+    evidence: dict[str, Counter[str]] = field(default_factory=dict)
+    reservations: Counter[str] = field(default_factory=Counter)
+
+    def add(self, table: pa.Table) -> int:
+        """Count the documents of a row group; return the characters of their texts."""
+        sizes = 0
+        for text, source, license_name, evidence, metadata in zip(
+            *(table[name].to_pylist() for name in _COUNTED), strict=True
+        ):
+            sizes += len(text)
+            self.kept[source] += 1
+            for counts, name in ((self.licenses, license_name), (self.evidence, evidence)):
+                counts.setdefault(name, Counter()).update(documents=1, characters=len(text))
+            self.reservations.update((json.loads(metadata) if metadata else {}).get("reservations", ()))
+        return sizes
+
+
 def verify(folder: Path, base: Path | None = None) -> Verified:
     """Check every hash and count of a corpus again, and that each removed duplicate has a twin that is as similar.
 
@@ -63,9 +89,7 @@ def verify(folder: Path, base: Path | None = None) -> Verified:
     names the first file or document that is not as it was written, ConfigError for a base of another corpus.
     """
     manifest = read_manifest(folder)
-    found, seen = Verified(), set[str]()
-    kept: Counter[str] = Counter()
-    licenses: dict[str, Counter[str]] = {}
+    found, seen, totals = Verified(), set[str](), _Totals()
     for shard in manifest["shards"]:
         path = folder / shard["file"]
         check_shard(path, shard)
@@ -73,19 +97,15 @@ def verify(folder: Path, base: Path | None = None) -> Verified:
         documents = characters = 0
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
-                table = file.read_row_group(number, ["id", "text", "source", "license"])
-                ids, texts, names = (table[name].to_pylist() for name in ("id", "text", "license"))
-                _check_unique(path, ids, seen)
-                kept.update(table["source"].to_pylist())
-                for license_name, text in zip(names, texts, strict=True):
-                    licenses.setdefault(license_name, Counter()).update(documents=1, characters=len(text))
-                    characters += len(text)
-                documents += len(ids)
+                table = file.read_row_group(number, ["id", *_COUNTED])
+                _check_unique(path, table["id"].to_pylist(), seen)
+                characters += totals.add(table)
+                documents += len(table)
         if (documents, characters) != (shard["documents"], shard["characters"]):
             raise _differs(path, f"{documents:,} documents of {characters:,} characters", shard["documents"])
         found.shards, found.documents = found.shards + 1, found.documents + documents
         found.characters += characters
-    _check_totals(folder / MANIFEST, manifest, kept, {name: dict(each) for name, each in licenses.items()})
+    _check_totals(folder / MANIFEST, manifest, totals)
     _check_twins(folder, manifest, seen | _base_ids(manifest, folder, base), found, base is None)
     return found
 
@@ -97,16 +117,24 @@ def _check_unique(path: Path, ids: list[str], seen: set[str]) -> None:
         seen.add(identity)
 
 
-def _check_totals(
-    path: Path, manifest: Mapping[str, Any], kept: Mapping[str, int], licenses: Mapping[str, Any]
-) -> None:
+def _check_totals(path: Path, manifest: Mapping[str, Any], totals: _Totals) -> None:
+    kept = totals.kept
     expected = {name: source["documents"]["kept"] for name, source in manifest["sources"].items()}
     for name, count in expected.items():
         if kept.get(name, 0) != count:
             raise _differs(path, f"{kept.get(name, 0):,} documents of source {name}", count)
-    if licenses != manifest["licenses"]:
-        raise _differs(path, f"licenses {licenses}", manifest["licenses"])
+    counts: dict[str, dict[str, Any]] = {"licenses": _plain(totals.licenses)}
+    removals = manifest.get("removals", [])
+    if not removals or removals[-1].get("version", 1) > 1:  # those of version 1 left the others as they were
+        counts |= {"license_evidence": _plain(totals.evidence), "reservations": dict(totals.reservations)}
+    for name, count_of in counts.items():
+        if count_of != manifest[name]:
+            raise _differs(path, f"{name} {count_of}", manifest[name])
     check_identity(manifest["sources"])
+
+
+def _plain(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    return {name: dict(each) for name, each in counts.items()}
 
 
 def _differs(path: Path, found: str, expected: object) -> DataError:

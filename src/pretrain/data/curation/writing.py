@@ -44,6 +44,7 @@ from pretrain.data.curation.tombstones import domain_of
 from pretrain.data.curation.units import read_unit
 
 WRITE_VERSION = 4
+ATTRIBUTION = "ATTRIBUTION.jsonl.zst"  # who must be named
 SAMPLE_CHARACTERS = 2000
 _COMPARED_CHARACTERS = 100_000  # of a sampled near-duplicate, to find where it differs: memory is bounded
 _BEFORE_DIFFERENCE = 200  # characters of a sampled near-duplicate before the first difference from its twin
@@ -426,7 +427,7 @@ def merge_attribution(folder: Path, output: Path) -> None:
             with file_of(folder, index, "attribution.jsonl.zst").open("rb") as frame:
                 shutil.copyfileobj(frame, file)
         size = file.tell()
-    target = output / "ATTRIBUTION.jsonl.zst"
+    target = output / ATTRIBUTION
     target.unlink(missing_ok=True)
     if size:
         draft.replace(target)

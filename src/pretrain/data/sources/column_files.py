@@ -31,6 +31,14 @@ def read_records(form: Format, stream: IO[bytes], name: str, columns: dict[str, 
     return _READERS[form](stream, name, columns, skipped)
 
 
+def later_json_lines(stream: IO[bytes], name: str, skipped: Counter[str]) -> Records:
+    """Yield the objects of a part of a file of JSON lines that does not begin where the file does.
+
+    The format and the columns are those of the file's beginning, so that neither is looked for here.
+    """
+    return _objects(json_lines(stream, name), name, {}, skipped)
+
+
 def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
     """Yield each line with its number, from 1; DataError above MAX_DOCUMENT_BYTES."""
     for number, line in enumerate(iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b""), start=1):
@@ -74,6 +82,7 @@ def _check_columns(name: str, columns: dict[str, str], present: Any) -> None:
 
 
 _NO_OBJECT = "not a JSON object"
+_NOT_JSON = object()  # stands for a value of an array that Python does not read
 
 
 def _objects(
@@ -109,8 +118,14 @@ def _json(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
     if not _is_array(stream):
         return _json_lines(stream, name, columns, skipped)
     values = ((f"{name}:{number}", value) for number, value in enumerate(_Array(stream, name), start=1))
-    objects = ((origin, value if isinstance(value, dict) else _NO_OBJECT) for origin, value in values)
+    objects = (
+        (origin, value if isinstance(value, dict) else "not JSON" if value is _NOT_JSON else _NO_OBJECT)
+        for origin, value in values
+    )
     return _objects(objects, name, columns, skipped)
+
+
+_ANY_INTEGER = json.JSONDecoder(parse_int=len)
 
 
 class _Array:
@@ -138,7 +153,7 @@ class _Array:
         """Return the value that begins at `position`."""
         while True:
             try:
-                value, end = self.parse(self.text, self.position)
+                value, end = self._parse()
             except RecursionError:
                 raise self._broken() from None
             except ValueError:  # its rest may not have been read yet
@@ -149,6 +164,16 @@ class _Array:
                     self.position, self.count = end, self.count + 1
                     return value
             self._read()
+
+    def _parse(self) -> tuple[Any, int]:
+        """Return the value at `position`, `_NOT_JSON` if an integer in it is too long for Python, and its end."""
+        try:
+            return self.parse(self.text, self.position)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # more digits than sys.get_int_max_str_digits()
+            _, end = _ANY_INTEGER.raw_decode(self.text, self.position)
+            return _NOT_JSON, end
 
     def _next_sign(self) -> str:
         """Return the next character that is not white space; "" at the end."""

@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ class Curated(Source):
     """The documents of a corpus in its order; each shard is compared with the manifest before it is read."""
 
     config: CuratedConfig
-    without_duplicates = True
 
     def __init__(self, config: CuratedConfig) -> None:
         super().__init__(config)
         self.folder = Path(config.path).expanduser()
         self.manifest = read_manifest(self.folder)
+        self.without_duplicates = not _changed_after_comparison(self.manifest)
         self._check_split()
         self._checked: set[str] = set()
         self._resume_token: ResumeToken | None = None
@@ -98,6 +99,22 @@ class Curated(Source):
                 f"{len(self.manifest['shards']):,}, and shards were deleted or changed. Restore the corpus, or leave "
                 "data.growth_timeout_s out to read it as it is now."
             )
+
+    def remark_unread(self, provenance: dict[str, Any], documents: int) -> str | None:
+        if not self._grows:
+            return None
+        shards = self.manifest["shards"]
+        ends = accumulate(int(shard["documents"]) for shard in shards)
+        read = max(provenance["shards_read"]["count"], sum(end <= documents for end in ends))
+        if read == len(shards):
+            return None
+        count, era_tokens = sum(shard["documents"] for shard in shards[read:]), self.config.era_tokens
+        return (
+            f"{self.origin()} has grown since its reading ended, when nothing had been added for "
+            f"data.growth_timeout_s: {len(shards) - read:,} of its {len(shards):,} shards, {count:,} documents, are "
+            "not read, so that runs on this stream can go on. To read all of it in a new run, give the stream another "
+            f"name by data.era_tokens={era_tokens + 1}, or type data.mode=prepare data.growth_timeout_s=null"
+        )
 
     def characters(self) -> int:
         """Return the characters of the part of the corpus that is read; at most so many where `only` names several."""
@@ -188,6 +205,15 @@ class Curated(Source):
         """Raise DataError if a corpus that grows did anything else."""
         if self._grows:
             self._reread()
+
+
+def _changed_after_comparison(manifest: Mapping[str, Any]) -> bool:
+    """Return whether texts lost paragraphs or personal data after they were compared, so that some may be equal now.
+
+    Each still has the split of the text that it was, so that equal ones can be in both splits.
+    """
+    replaced = manifest.get("personal_data", {}).get("replaced", {})
+    return bool(manifest["duplicates"].get("documents_cut") or any(replaced.values()))
 
 
 def _digest(manifest: Mapping[str, Any], count: int) -> str:

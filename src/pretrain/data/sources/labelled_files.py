@@ -16,7 +16,7 @@ from pretrain.data.fine_tuning_config import (
     RelatedTextsConfig,
 )
 from pretrain.data.sources.column_files import lines_of, read_records
-from pretrain.data.sources.compressed_files import head_of
+from pretrain.data.sources.compressed_files import BYTE_ORDER_MARK, head_of, opened
 from pretrain.data.sources.corpus_files import FileSource
 from pretrain.data.sources.file_formats import HEAD_BYTES, FileKind, kind_of_file
 from pretrain.data.sources.source import Document, fault_of, printable
@@ -134,6 +134,23 @@ class LabelledTexts(AnnotatedFiles):
 
     config: LabelledTextConfig
 
+    def _reading_settings(self) -> list[str | None]:
+        files = [*self.files.values(), *(self.validation_files or {}).values()]
+        swapped = ["label first"] if any(map(self._begins_label_first, files)) else []  # as earlier versions did not
+        return super()._reading_settings() + swapped
+
+    def _begins_label_first(self, path: Path) -> bool:
+        kind = self._kind(path)
+        if kind.form not in (Format.text, Format.tsv):
+            return False
+        with opened(path, kind.compression) as stream:
+            line = head_of(stream, HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).partition(b"\n")[0]
+        return self._is_label_first(line.decode("utf8", "replace").rstrip("\r"))
+
+    def _is_label_first(self, line: str) -> bool:
+        """Return whether a line is a heading of two columns, the label before the text."""
+        return line.split("\t") == [self.config.label_column, self.config.text_column]
+
     def _read_stream(self, stream: IO[bytes], name: str, form: Format) -> Iterator[Document]:
         if form is Format.text or (form is Format.tsv and not _has_heading(stream, self.config)):
             if self.config.pair_column is not None:
@@ -160,13 +177,21 @@ class LabelledTexts(AnnotatedFiles):
                 yield self._document(text, origin, str(label), second)
 
     def _labelled_lines(self, stream: IO[bytes], name: str) -> Iterator[Document]:
-        """Yield the text before the last tab of each line with the label after it."""
-        for number, line in lines_of(stream, name):
+        """Yield the text before the last tab of each line with the label after it.
+
+        Below a heading of label, tab, text: the label before the first tab with the text after it.
+        """
+        is_label_first = False
+        for number, encoded in lines_of(stream, name):
             try:
-                text, tab, label = line.decode().rstrip("\r\n").rpartition("\t")
+                line = encoded.decode().rstrip("\r\n")
             except UnicodeDecodeError:
                 self.skipped["invalid UTF-8"] += 1
                 continue
+            if number == 1 and self._is_label_first(line):
+                is_label_first = True
+                continue
+            text, tab, label = line.partition("\t")[::-1] if is_label_first else line.rpartition("\t")
             if number == 1 and not tab:
                 raise DataError(
                     f"{name}:1 has no tab. Write lines of text, tab, label; or JSON lines in a .jsonl file."

@@ -135,6 +135,13 @@ class Source:
         """
         return False
 
+    def remark_unread(self, provenance: dict[str, Any], documents: int) -> str | None:
+        """Return a line on what came after an ended stream with this provenance, which read so many documents.
+
+        None if nothing came. Sources that never grow have none.
+        """
+        return None
+
     def check_read_before(self, provenance: dict[str, Any]) -> None:
         """Raise DataError unless the source begins with what was read when it had this provenance.
 

@@ -1,13 +1,14 @@
 """The validation split, and batches of documents to tokenize.
 
 The hash of its text decides the split of a document. If a small corpus has no validation document by hash, one document
-of about the right size is held out, or the end of the longest document.
+of about the right size is held out, or the end of the longest document. If it has no other and more than half is to be
+held out, one document is left to train on.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import xxhash
 
@@ -25,20 +26,44 @@ def split_of(document: Document, share: float) -> str:
     The hash of its text decides, or the document's `split_key`.
     """
     key = _digest(document.text) if document.split_key is None else document.split_key
-    part = key % SPLIT_PARTS
-    return "validation" if part < round(share * SPLIT_PARTS) else "train"
+    return "validation" if is_held_out(key, share) else "train"
+
+
+def is_held_out(key: Any, share: float) -> Any:
+    """Return whether documents with a key are validation documents: bool of an int, or an array of one of uint64.
+
+    The share counts in 1/10,000; below half of that, the rest of the key decides on a fraction of the first part.
+    """
+    if is_below_one_part(share):
+        return (key % SPLIT_PARTS == 0) & (key // SPLIT_PARTS < share * 2**64)
+    return key % SPLIT_PARTS < round(share * SPLIT_PARTS)
+
+
+def is_below_one_part(share: float) -> bool:
+    """Return whether a share above 0 rounds to no part, so that earlier versions held out no document by hash."""
+    return share > 0 and round(share * SPLIT_PARTS) == 0
+
+
+def split_rules(share: float) -> list[str]:
+    """Return what the split by a share has of rules that earlier versions did not have, for the keys of caches."""
+    if is_below_one_part(share):
+        return ["fraction of a part"]
+    return ["one held back"] if share > 0.5 else []
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """The held-out document of a corpus whose hashes give one split only."""
+    """The document of a corpus whose hashes give one split only that is held out, or held back from validation."""
 
     digest: int | None  # of the document's text; None: nothing can be held out
     share: float  # fraction of the document, from its end; 1: the full document
+    is_back: bool = False  # whether it alone is trained on
 
     def split(self, document: Document) -> Iterator[tuple[str, Document]]:
         """Yield a document with its split, or both parts of the document that is split."""
-        if _digest(document.text) != self.digest:
+        if self.is_back:
+            yield "train" if _digest(document.text) == self.digest else "validation", document
+        elif _digest(document.text) != self.digest:
             yield "train", document
         elif self.share == 1.0:
             yield "validation", document
@@ -50,7 +75,9 @@ def reserve_of(documents: Iterator[Document], share: float, whole_only: bool) ->
     """Return the held-out document of a corpus with an empty split by hash; else None.
 
     `documents` are read until both splits have one, about 1/share of them. With `whole_only` no document is cut, and at
-    most twice the share is held out. A document with a unique label is never held out.
+    most twice the share is held out. A document with a unique label is never held out. Where all are validation
+    documents by hash and a share over 1/2 is, the one whose size is nearest to the rest is held back, unless texts have
+    labels: a single one to train on has no second label.
     """
     sizes: dict[int, tuple[int, str | None]] = {}  # size and label of each text, by digest
     splits = set()
@@ -61,6 +88,9 @@ def reserve_of(documents: Iterator[Document], share: float, whole_only: bool) ->
             return None
     total, labels = sum(size for size, _ in sizes.values()), Counter(label for _, label in sizes.values())
     least, most = (0.0 if whole_only else share * total / 2), max(2 * share, 0.01) * total
+    if share > 0.5 and splits == {"validation"} and len(sizes) > 1 and labels.keys() == {None}:
+        nearest = min(sizes, key=lambda digest: (abs(sizes[digest][0] - (1 - share) * total), digest))
+        return Reserve(nearest, 1.0, is_back=True)
     fitting = [
         digest
         for digest, (size, label) in sizes.items()

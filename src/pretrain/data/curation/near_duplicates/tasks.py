@@ -33,7 +33,7 @@ from pretrain.data.curation.rules import LANGUAGE
 from pretrain.data.curation.stages import EXACT, duplicates_of
 from pretrain.data.curation.statistics import C4Lines, c4_text
 from pretrain.data.curation.units import read_unit
-from pretrain.data.sources.splits import SPLIT_PARTS
+from pretrain.data.sources.splits import is_held_out
 
 SIGNATURES_VERSION, BANDS_VERSION, MEMBERS_VERSION, GUARD_VERSION = 1, 1, 1, 1
 GONE = np.dtype([("document", "<u8")])
@@ -212,10 +212,10 @@ def guard_range(task: Task) -> Counts:
     """Write the documents of a range that would be beside one of the other split."""
     decisions = map_partition(task.input("near", "near.rows"), 0, DECISION)
     bands = stages.read_buckets(task.inputs("routed", "routed.rows"), task.index)
-    parts = round(task.settings["fraction"] * SPLIT_PARTS)
+    fraction = float(task.settings["fraction"])
     gone = np.zeros(0, GONE)
     if len(decisions):
-        documents = guard(bands, decisions, decisions["cluster"][:, 1] % np.uint64(SPLIT_PARTS) < parts)
+        documents = guard(bands, decisions, is_held_out(decisions["cluster"][:, 1], fraction))
         gone = np.zeros(len(documents), GONE)
         gone["document"] = documents
     write_rows(task.output("gone.rows"), gone, np.zeros(len(gone), np.int64), 1)
