@@ -19,6 +19,7 @@ from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, Multipl
 from pretrain.evaluation.likelihood import Passage
 from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_examples
+from pretrain.evaluation.totals import Totals, validation_metrics
 from pretrain.language_model import LanguageModel
 from pretrain.models.config import TransformerConfig
 from pretrain.objectives.config import CausalConfig, DiffusionConfig, HybridConfig, MaskedConfig
@@ -176,8 +177,28 @@ def test_greedy_filling_is_that_of_the_model(model: Any) -> None:
     assert score.greedy is False
     cloze = ExampleSet("x", Task.cloze, [Cloze("ab", " cd")])
     found = score_examples(Scorer(model, BYTES, bound=BoundEstimate()), cloze)
+    assert set(found) == {"accuracy", "loss_bound", "perplexity_bound", "bits_per_byte_bound", "passages"}
     assert found["accuracy"] == 0.0
     assert found["bits_per_byte_bound"] > 0
+
+
+@pytest.mark.parametrize("causal_first", [True, False])
+def test_figures_of_which_a_part_is_a_bound_are_named_one(causal_first: bool) -> None:
+    """A hybrid model's causal rows are exact, those of its diffusion bounds."""
+    causal, diffusion = Totals(4.0, 1, 4, 0.5), Totals(12.0, 1, 4, 0.5, is_bound=True)
+    parts = [("", "causal", causal), ("", "diffusion", diffusion)][:: 1 if causal_first else -1]
+    found = validation_metrics(parts)
+    assert (found["loss"], found["loss_bound"], found["perplexity_bound"]) == (2.0, 2.0, pytest.approx(math.e**2))
+    assert found["bits_per_byte"] == 0.5  # of the exact part
+    assert not {"perplexity", "bits_per_byte_bound"} & set(found)
+    assert {name for name in found if "/" in name} == {
+        "causal/loss", "causal/bits_per_byte",
+        "diffusion/loss", "diffusion/loss_bound", "diffusion/bits_per_byte_bound",
+    }  # fmt: skip
+    sources = validation_metrics([("a", part, totals) for _, part, totals in parts])
+    assert {name for name in sources if name.startswith("a/")} == {"a/loss", "a/loss_bound", "a/bits_per_byte_bound"}
+    nothing = Totals(0.0, 0, 0, 0.5, is_bound=True)
+    assert "perplexity" in validation_metrics([("", "causal", causal), ("", "diffusion", nothing)])
 
 
 def test_which_objectives_have_a_bound() -> None:

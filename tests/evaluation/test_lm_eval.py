@@ -62,6 +62,19 @@ def test_a_diffusion_model_answers_with_bounds_and_filled_masks() -> None:
     assert adapter.generate_until(asked, disable_tqdm=True) == adapter.generate_until(asked, disable_tqdm=True)
 
 
+def test_the_bound_of_a_document_does_not_depend_on_other_documents() -> None:
+    """BLiMP's requests have all the same context, the empty one; two sentences of a pair share masks."""
+    llm = LanguageModel(random_model(shape("bert"), BYTES.vocab_size, causal=False), BYTES, denoises=True)
+    adapter, pairs = LMEvalAdapter(llm), [("", text) for text in ("a cat", "a cats", "the dog", "the dogs")]
+    asked = [SimpleNamespace(args=pair, doc_id=n // 2, task_name="blimp") for n, pair in enumerate(pairs)]
+    together = adapter.loglikelihood(asked, disable_tqdm=True)
+    assert together == [
+        found for start in (0, 2) for found in adapter.loglikelihood(asked[start : start + 2], disable_tqdm=True)
+    ]
+    ours = Scorer(llm.model, BYTES, bound=llm.bound()).continuations(pairs, [2, 2])
+    assert [value for value, _ in together] == [score.log_likelihood for score in ours]
+
+
 def test_the_windows_of_a_long_text_are_full_and_predict_each_token_once() -> None:
     """The example in the documentation of lm-eval's interface: ten tokens behind a first one, four read at a time."""
     found = rolling_windows(np.arange(11), 4)

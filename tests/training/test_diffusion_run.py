@@ -73,7 +73,7 @@ def test_hybrid_rows_of_a_diffusion_are_scored_apart(tiny):
     report = run(tiny.plan("model=hybrid_nano", "objective.bidirectional=diffusion", "trainer.max_steps=4"))
     figures = report.validation
     assert set(figures) == {
-        "val/loss", "val/perplexity", "val/accuracy", "val/bits_per_byte", "val/causal/loss",
+        "val/loss", "val/loss_bound", "val/perplexity_bound", "val/accuracy", "val/bits_per_byte", "val/causal/loss",
         "val/causal/bits_per_byte", "val/diffusion/loss", "val/diffusion/loss_bound",
         "val/diffusion/bits_per_byte_bound",
     }  # fmt: skip

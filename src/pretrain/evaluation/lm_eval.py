@@ -52,10 +52,11 @@ class LMEvalAdapter(LM):
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return each (context, continuation)'s log-likelihood in nats, and whether greedy decoding generates it.
 
-        A diffusion model's is a bound, and it decodes from left to right. Continuations of one context share masks.
+        A diffusion model's is a bound, and it decodes from left to right. Requests of one document share masks; where a
+        request names none, those of one context do.
         """
         pairs = [request.args for request in requests]
-        sizes = [len(list(same)) for _, same in groupby(pairs, key=lambda pair: pair[0])]
+        sizes = [len(list(same)) for _, same in groupby(requests, key=_document)]
         scores = self._scorer("loglikelihood", disable_tqdm).continuations(pairs, sizes, needs_greedy=True)
         return [(score.log_likelihood, score.greedy) for score in scores]
 
@@ -121,6 +122,12 @@ class LMEvalAdapter(LM):
         llm = self.language_model
         new = options["max_new_tokens"] or 0
         return llm.prompt_ids(context)[-(llm.model.config.context_length - new) :]
+
+
+def _document(request: Any) -> tuple[Any, ...]:
+    """Return what requests that are compared with each other have in common: task and document, or the context."""
+    number = getattr(request, "doc_id", None)
+    return (request.args[0],) if number is None else (getattr(request, "task_name", None), number)
 
 
 def rolling_windows(tokens: Ints, length: int) -> list[Passage]:

@@ -103,7 +103,7 @@ def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
     """Return the share of continuations that greedy decoding generates, their mean loss in nats, and perplexity.
 
     Loss and perplexity are means over continuations, each counting once however many tokens it has, as in lm-eval.
-    Those of a diffusion model are bounds, given the length of the continuation.
+    Those of a diffusion model are bounds, given the length of the continuation, and named so.
     """
     if not scorer.causal and scorer.bound is None:
         raise ConfigError(
@@ -111,11 +111,11 @@ def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
             "task=minimal_pairs or task=multiple_choice."
         )
     scores = scorer.continuations([pair for example in examples for pair in example.pairs()], needs_greedy=True)
-    loss = -float(np.mean([score.log_likelihood for score in scores]))
+    loss, suffix = -float(np.mean([score.log_likelihood for score in scores])), "_bound" * (scorer.bound is not None)
     return {
         "accuracy": float(np.mean([score.greedy for score in scores])),
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
+        f"loss{suffix}": loss,
+        f"perplexity{suffix}": math.exp(min(loss, 700.0)),
         **_bits_per_byte(scorer, scores),
         "passages": len(examples),
     }

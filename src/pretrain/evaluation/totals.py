@@ -15,7 +15,7 @@ class Totals:
     correct: float  # targets that were the argmax
     targets: float
     bits_per_byte_of_a_nat: float | None = None  # factor from the mean loss; None for masked targets
-    is_bound: bool = False  # whether the loss is an upper bound of the text's -log p
+    is_bound: bool = False  # whether the loss, or a part of it, is an upper bound of the text's -log p
     variance: float = 0.0  # of the loss_sum of a bound, over draws of masks; 0: not estimated
 
     def __add__(self, other: "Totals") -> "Totals":
@@ -27,7 +27,7 @@ class Totals:
             factor = targets / (self.targets / factor + other.targets / other.bits_per_byte_of_a_nat)
         elif other.targets:
             factor = other.bits_per_byte_of_a_nat
-        is_bound = self.is_bound and other.is_bound
+        is_bound = bool((self.is_bound and self.targets) or (other.is_bound and other.targets))
         variance = self.variance + other.variance  # their masks are independent
         return Totals(self.loss_sum + other.loss_sum, self.correct + other.correct, targets, factor, is_bound, variance)
 
@@ -54,12 +54,13 @@ ScoredPart = tuple[str, str, Totals]  # source, part of a hybrid objective (caus
 def validation_metrics(parts: Sequence[ScoredPart]) -> dict[str, float]:
     """Return the metrics of all parts together, then those of each named part and source as <name>/<metric>.
 
-    The bits per byte of all are those of the causal parts, or a bound where all parts are. What has no target has no
-    metric.
+    The loss and perplexity of all are named a bound if a part's is. The bits per byte of all are those of the causal
+    parts, or a bound where all parts are. What has no target has no metric.
     """
     metrics = reduce(operator.add, [totals for _, _, totals in parts]).metrics()
     causal = [totals for _, _, totals in parts if totals.bits_per_byte_of_a_nat is not None and not totals.is_bound]
     if causal:
+        metrics.pop("bits_per_byte_bound", None)
         metrics |= _only(reduce(operator.add, causal).metrics(), "bits_per_byte")
     names = [part for _, part, _ in parts] + [source for source, _, _ in parts]
     for name in filter(None, dict.fromkeys(names)):
