@@ -1,5 +1,6 @@
 """Sources prepared together: each keeps its own store, one tokenizer learns from all, and errors name the source."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,22 @@ def test_a_source_shares_its_store_with_a_run_on_it_alone(mixture: MixtureConfig
     assert prepared(mixture, tmp_path, BytesTokenizerConfig())[1] == []
     assert both.train.keys() == {"larks", "owls"}
     assert both.fingerprint not in (alone.fingerprint, *(store.fingerprint for store in both.train.values()))
+
+
+def test_drafts_of_killed_processes_are_removed_once_they_are_old(mixture: MixtureConfig, tmp_path: Path) -> None:
+    stores = tmp_path / "cache" / "stores"
+    old, young, link = (stores / f"text_files-{digit * 16}.tmp-1" for digit in "abc")
+    own = stores / "notes.tmp-4"  # no name of a draft
+    for path in (old, young, own, stores / "text_files-dddddddddddddddd"):
+        (path / "train").mkdir(parents=True)
+        (path / "train" / "00000.tok").write_bytes(b"half")
+    link.symlink_to(own)
+    for path in [*stores.glob("*"), *stores.rglob("*")]:
+        if path.name != "00000.tok" or young not in path.parents:
+            os.utime(path, (0, 0), follow_symlinks=False)
+    kept = set(stores.iterdir()) - {old}
+    result, _ = prepared(mixture.parts()["owls"], tmp_path, BytesTokenizerConfig())
+    assert set(stores.iterdir()) == kept | {result.corpora[""].folder}
 
 
 def test_a_tokenizer_is_trained_on_all_sources_and_cached_by_them(mixture: MixtureConfig, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +35,8 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.files.untrusted_files import read_text
 
 PREPARE_VERSION = 1  # of the rules that decide a store's content; raise it and older stores are no longer used
+OLD_DRAFT_S = 86_400.0  # a process that writes one writes to it more often
+_DRAFT = re.compile(r".+-[0-9a-f]{16}\.tmp-\d+")  # its names, by `_key` and the process
 _TRAINED = "tokenizer.json"  # exists once the tokenizer is trained
 _FINGERPRINT = "fingerprint.txt"  # of the tokenizer in the same folder
 
@@ -342,6 +347,7 @@ def _fill(folder: Path, source: Source, data: DataConfig, tokenizer: Tokenizer, 
 def _commit(folder: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a draft folder, and rename it to `folder` when complete."""
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    _sweep_drafts(folder.parent)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -352,6 +358,16 @@ def _commit(folder: Path, write: Callable[[Path], object]) -> None:
             temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep_drafts(folder: Path) -> None:
+    """Remove the drafts in a folder that killed processes left, on any machine: nothing in them is a day young."""
+    for path in folder.glob("*.tmp-*"):
+        if _DRAFT.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            with suppress(OSError):  # its process, or another one that sweeps, is about to remove it
+                newest = max(each.lstat().st_mtime for each in (path, *path.rglob("*")))
+                if time.time() - newest > OLD_DRAFT_S:
+                    shutil.rmtree(path)
 
 
 def _key(*parts: object) -> str:

@@ -9,7 +9,7 @@ import pytest
 from curation_documents import settings
 
 from pretrain.data.curation.curate import curate
-from pretrain.data.curation.toxicity import ToxicityConfig, read_words, share_of_listed
+from pretrain.data.curation.toxicity import MAX_LIST_BYTES, ToxicityConfig, read_words, share_of_listed
 from pretrain.errors import ConfigError, DataError
 
 TEXTS = {
@@ -26,6 +26,8 @@ def raw(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "words.txt").write_text("Vile\n\nlow life\nlow\tlife form\n")
     (folder / "empty.txt").write_text("\n - \n")
+    with (folder / "large.txt").open("wb") as file:
+        file.truncate(MAX_LIST_BYTES + 1)  # it takes no room on the disk
     (folder / "bytes.txt").write_bytes(b"\xff\xfe")
     (folder / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return folder
@@ -60,6 +62,8 @@ def test_listed_words_are_counted_and_removed_where_that_is_asked(raw: Path, tmp
     [
         (["toxicity.words={raw}/none.txt"], DataError, r"toxicity\.words=.*none\.txt cannot be read: .* Name a text"),
         (["toxicity.words={raw}/bytes.txt"], DataError, r"bytes\.txt cannot be read: .*utf-8"),
+        (["toxicity.words={raw}"], DataError, r"words=.*raw cannot be read: it is a folder, .* Name a text file"),
+        (["toxicity.words={raw}/large.txt"], DataError, r"large\.txt cannot be read: it is larger than the 67,108,864"),
         (["toxicity.words={raw}/empty.txt"], DataError, r"empty\.txt has no word\. Name a file of words"),
         (["rules.max_toxicity=0.5"], ConfigError, r"rules\.max_toxicity=0\.5 compares a score.*Try toxicity\.words="),
     ],

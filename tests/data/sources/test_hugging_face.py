@@ -11,7 +11,7 @@ from pretrain.data.sources.source import Source
 from pretrain.data.streaming.ledger import Ledger
 from pretrain.data.streaming.producer import StreamJob, produce
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
 
 
 def texts(source: Source) -> list[str]:
@@ -47,6 +47,15 @@ def test_a_local_data_set_is_read_in_order(saved: Path, form: str) -> None:
         texts(HuggingFaceConfig(path=str(saved / form), split="nosuch").open())
     with pytest.raises(DataError, match=r"\(data\.split=train\) has no data\.text_column=body\. .*: id, text"):
         texts(HuggingFaceConfig(path=str(saved / form), text_column="body").open())
+
+
+@pytest.mark.parametrize("form", ["single", "splits"])
+@pytest.mark.parametrize("name", ["subset", "revision"])
+def test_a_saved_data_set_has_no_parts_to_choose(saved: Path, form: str, name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"data\.{name}=en chooses nothing in .*{form}, which .* Try data\.{name}=null"
+    ):
+        HuggingFaceConfig(path=str(saved / form), **{name: "en"}).open()
 
 
 @pytest.mark.parametrize("form", ["raw", "splits"])

@@ -19,7 +19,7 @@ from pretrain.data.curation.language_model import fasttext_model, model_file, on
 from pretrain.data.curation.score_columns import SCORES, write_scores
 from pretrain.errors import ConfigError, DataError, printable
 from pretrain.files.records import sha256_of
-from pretrain.files.untrusted_files import open_regular
+from pretrain.files.untrusted_files import read_text
 
 TOXICITY_VERSION = 1  # increase when the score of a text changes
 CHARACTERS = 20_000  # of a text that the model reads
@@ -124,11 +124,13 @@ Phrases = Mapping[str, Sequence[tuple[str, ...]]]  # by their first word, the lo
 
 
 def read_words(path: Path) -> Phrases:
-    """Return the words and phrases of a list, in lower case; raises DataError for a file without any."""
+    """Return the words and phrases of a list, in lower case.
+
+    Raises DataError for a file without any, and for one that is no text file of at most 64 MiB.
+    """
     try:
-        with open_regular(path) as file:
-            lines = file.read(MAX_LIST_BYTES).decode("utf8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path, MAX_LIST_BYTES).splitlines()
+    except (OSError, ValueError) as error:
         reason = printable(" ".join(str(error).split()), one_line=True)[:200]
         raise DataError(f"toxicity.words={printable(str(path))} cannot be read: {reason}. Name a text file.") from None
     found: dict[str, set[tuple[str, ...]]] = {}

@@ -9,7 +9,9 @@ from pretrain.data.config import HuggingFaceConfig
 from pretrain.data.sources.column_files import missing_column
 from pretrain.data.sources.corpus_files import all_files, hash_files, refuse_remote
 from pretrain.data.sources.source import Document, ResumeToken, Source, printable
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
+
+_OF_SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder that save_to_disk wrote
 
 
 class HuggingFace(Source):
@@ -31,6 +33,19 @@ class HuggingFace(Source):
                 f"data.path={printable(config.path)} is not a folder. "
                 "Name a folder or a hub data set such as HuggingFaceFW/fineweb-edu; files are read by data=text_files."
             )
+
+        self._is_saved = self.folder is not None and any((self.folder / name).is_file() for name in _OF_SAVED)
+        if self._is_saved:
+            self._refuse_parts()
+
+    def _refuse_parts(self) -> None:
+        """Raise ConfigError for settings that a saved data set has no use for: it is one version of one subset."""
+        for name in ("subset", "revision"):
+            if (value := getattr(self.config, name)) is not None:
+                raise ConfigError(
+                    f"data.{name}={printable(value)} chooses nothing in data.path={printable(self.config.path)}, which "
+                    f"save_to_disk wrote: it holds one data set. Try data.{name}=null, or name another folder."
+                )
 
     def validation_documents(self) -> Iterator[Document] | None:
         """Return the documents of `data.validation_split`; None if it is not set."""
@@ -139,7 +154,7 @@ class HuggingFace(Source):
         import datasets
 
         config, folder = self.config, self.folder
-        if folder and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        if folder and self._is_saved:
             return self._chosen(datasets.load_from_disk(str(folder)), split, key)
         path = str(folder.resolve()) if folder else config.path
         splits = datasets.load_dataset(path, name=config.subset, revision=config.revision, streaming=True)
