@@ -323,8 +323,7 @@ class HybridConfig(MaskingConfig):
     )  # fmt: skip
     bidirectional: BidirectionalRows = setting(
         BidirectionalRows.masked,
-        "Objective of the rows that are not causal: masked, as the settings of masking say, or diffusion, at every "
-        "noise level, without them.",
+        "Objective of the rows that are not causal: masked, or diffusion, which has no settings of masking.",
     )
 
     def __post_init__(self) -> None:

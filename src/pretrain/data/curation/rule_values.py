@@ -20,13 +20,13 @@ RULE_VALUES = {
         f"gopher.dup_{n}": f"characters of runs of {n} words that stood before, none over another / characters"
         for n in REPEATED_SIZES
     },
-    "gopher.words": "words that are not signs alone",
-    "gopher.word_length": "mean characters of those words that are not signs alone",
+    "gopher.words": "words that are not punctuation alone",
+    "gopher.word_length": "mean characters of those words that are not punctuation alone",
     "gopher.hash": "`#` signs / words",
     "gopher.ellipsis": "`...` and its one-character form / words",
     "gopher.bullets": "lines that begin with a bullet or `-` / lines",
     "gopher.line_ellipsis": "lines that end with an ellipsis / lines",
-    "gopher.alpha": "words with a letter / words, signs among them",
+    "gopher.alpha": "words with a letter / words, punctuation among them",
     "gopher.stop_words": "different stop words of the language that occur",
     "c4.lorem": "whether a line has placeholder text",
     "c4.curly": "whether a line has a curly bracket",
