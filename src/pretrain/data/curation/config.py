@@ -191,11 +191,13 @@ class GopherRules(Settings):
     """Rules of Gopher (Rae et al. 2021, https://arxiv.org/abs/2112.11446, section A.1.1 and table A1)."""
 
     prefix: ClassVar[str] = "rules.gopher."
-    min_words: int | None = setting(None, "Fewest words, punctuation left out.", bounds="[0, inf)", unit="words", example=50)
+    min_words: int | None = setting(
+        None, "Fewest words, punctuation left out.", bounds="[0, inf)", unit="words", example=50
+    )
     max_words: int | None = setting(None, "Most words.", bounds="[1, inf)", unit="words", example=100_000)
     min_word_length: float | None = setting(None, "Least mean length of a word.", bounds="[0.0, inf)", example=3)
     max_word_length: float | None = setting(None, "Greatest mean length of a word.", bounds="(0.0, inf)", example=10)
-    max_hashes: float | None = setting(None, "Most # signs for each word.", bounds="[0.0, inf)", example=0.1)
+    max_hashes: float | None = setting(None, "Most # characters for each word.", bounds="[0.0, inf)", example=0.1)
     max_ellipses: float | None = setting(None, "Most ellipses for each word.", bounds="[0.0, inf)", example=0.1)
     max_bullet_lines: float | None = _share("Most lines that begin with a bullet")
     max_ellipsis_lines: float | None = _share("Most lines that end with an ellipsis")

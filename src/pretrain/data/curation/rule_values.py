@@ -22,7 +22,7 @@ RULE_VALUES = {
     },
     "gopher.words": "words that are not punctuation alone",
     "gopher.word_length": "mean characters of those words that are not punctuation alone",
-    "gopher.hash": "`#` signs / words",
+    "gopher.hash": "`#` characters / words",
     "gopher.ellipsis": "`...` and its one-character form / words",
     "gopher.bullets": "lines that begin with a bullet or `-` / lines",
     "gopher.line_ellipsis": "lines that end with an ellipsis / lines",
