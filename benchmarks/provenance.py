@@ -60,7 +60,7 @@ def measured_line(path: Path) -> str:
     paths = measured_paths(script_of(path))
     changed = [each for each in paths if _git("log", "-1", "--format=%h", f"{commit}..HEAD", "--", each)]
     mark = f" **before the last change** of {', '.join(f'`{each}`' for each in changed)}" if changed else ""
-    return f"Measured at {commit} ({date}){mark}."
+    return f"Measured at {commit[:7]} ({date}){mark}."  # git's own short form depends on the clone
 
 
 def measured_commit(path: Path) -> tuple[str, str]:
@@ -69,7 +69,7 @@ def measured_commit(path: Path) -> tuple[str, str]:
     recorded = machine.get("commit") if isinstance(machine, dict) else None
     changed_figures = ["--follow", "-G[0-9]{4}", "--", str(path)]  # new names of keys have no four digits in a row
     which = [recorded.removesuffix("-dirty")] if recorded else changed_figures
-    found = _git("log", "-1", "--format=%h %ad", "--date=short", *which)
+    found = _git("log", "-1", "--format=%H %ad", "--date=short", *which)
     if not re.fullmatch(r"\w+ [\d-]+", found):
         raise SystemExit(f"{path}: git does not know when it was measured. Commit it, in a clone with all history.")
     commit, _, date = found.partition(" ")

@@ -142,6 +142,9 @@ def glue(result: dict[str, Any]) -> str:
                 for name, (mean, deviation) in found["metrics"].items()
             ]
             rows.append((task, row["name"], str(row["seeds"]), f"{found['learning_rate']:g}", ", ".join(figures)))
+    for row in result["rows"]:  # as eval.py counts it: a task's score is the mean of its metrics
+        scores = [fmean(mean for mean, _ in found["metrics"].values()) for found in row["tasks"].values()]
+        rows.append(("all", row["name"], str(row["seeds"]), "", f"mean score {fmean(scores):.3f}"))
     return markdown(("task", "fine-tuned by", "seeds", "learning rate", "dev"), rows)
 
 
