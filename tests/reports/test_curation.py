@@ -80,7 +80,7 @@ def test_the_report_says_what_the_manifest_says(corpus: Path) -> None:
     assert '<td class="number" data-head="characters">' in sources
     assert "CC0-1.0" in page
     assert "gopher.words: 20</summary>" in page  # samples: at most 20
-    assert "Words that are not signs alone. Allowed: at least 20." in page
+    assert "Words that are not punctuation alone. Allowed: at least 20." in page
     assert "Rules: none for book; thresholds of their own for web." in page
 
 

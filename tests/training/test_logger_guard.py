@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from pretrain.errors import CheckpointError
 from pretrain.stop_signals import AskedToStop
@@ -30,6 +31,11 @@ class Unreachable(Logger, RunLog):
 
     def close(self, failed: bool) -> None:
         raise self.error
+
+
+def test_the_logger_of_another_process_has_no_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    close([DummyLogger()], failed=False)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_service_that_fails_is_told_once_and_counted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,7 @@ def close(loggers: Iterable[Logger], failed: bool) -> None:
     for logger in loggers:
         if isinstance(logger, RunLog):
             logger.close(failed)
-        if failures := getattr(logger, _FAILURES, 0):
+        if failures := vars(logger).get(_FAILURES, 0):  # Lightning's DummyLogger has every attribute
             log(f"warning: {failures:,} calls of the logger {type(logger).__name__} failed, and its record has gaps.")
 
 
@@ -91,7 +91,7 @@ def _guarded(logger: Logger, method: Callable[..., Any]) -> Callable[..., Any]:
         except PretrainError:
             raise
         except Exception as error:
-            failures = getattr(logger, _FAILURES, 0) + 1
+            failures = vars(logger).get(_FAILURES, 0) + 1
             setattr(logger, _FAILURES, failures)
             if failures == 1:
                 text = printable(f"{type(error).__name__}: {error}", one_line=True)
