@@ -14,7 +14,7 @@ from pretrain.errors import ConfigError
 class Reveal(NamedTuple):
     """A mask that becomes a token."""
 
-    place: int  # in the row, from 0
+    position: int  # in the row, from 0
     token: int
     log_probability: float  # nats, given the canvas before the step
 
@@ -28,8 +28,8 @@ class Canvas:
         """Plan the steps of a row; raises ConfigError for a number of steps that it cannot have."""
         self.tokens = list(tokens)
         self.mask_id = mask_id
-        self.hidden = [place for place, token in enumerate(self.tokens) if token == mask_id]
-        self.revealed: dict[int, float] = {}  # log-probability of each place, in the order of the reveals
+        self.hidden = [position for position, token in enumerate(self.tokens) if token == mask_id]
+        self.revealed: dict[int, float] = {}  # log-probability of each position, in the order of the reveals
         self.newest: list[Reveal] = []  # of the last step
         self._generator = _generator(self.tokens, seed)
         size = block_length or max(1, len(self.hidden))
@@ -44,18 +44,18 @@ class Canvas:
 
     @property
     def found(self) -> dict[int, int]:
-        """The revealed token of each place that was a mask."""
-        return {place: self.tokens[place] for place in self.revealed}
+        """The revealed token of each position that was a mask."""
+        return {position: self.tokens[position] for position in self.revealed}
 
-    def block_places(self) -> list[int]:
+    def block_positions(self) -> list[int]:
         """Return the masks of the current block, from left to right."""
         return self._blocks[-1][0]
 
-    def random_places(self) -> list[int]:
+    def random_positions(self) -> list[int]:
         """Return as many masks of the current block as the next step reveals: every choice is equally likely."""
-        places = self.block_places()
-        chosen = torch.randperm(len(places), generator=self._generator)[: self.next_count]
-        return sorted(places[i] for i in chosen.tolist())
+        positions = self.block_positions()
+        chosen = torch.randperm(len(positions), generator=self._generator)[: self.next_count]
+        return sorted(positions[i] for i in chosen.tolist())
 
     def uniforms(self, count: int) -> Tensor:
         """Return the row's next random numbers from 0 to below 1, float64 (count,)."""
@@ -63,28 +63,31 @@ class Canvas:
 
     def reveal(self, reveals: list[Reveal], end_ids: Collection[int]) -> None:
         """Replace masks by tokens. The first of `end_ids` ends the text: what lies behind it is dropped, masks too."""
-        for place, token, log_probability in reveals:
-            self.tokens[place] = token
-            self.revealed[place] = log_probability
-        ends = [place for place, token, _ in reveals if token in end_ids]
+        for position, token, log_probability in reveals:
+            self.tokens[position] = token
+            self.revealed[position] = log_probability
+        ends = [position for position, token, _ in reveals if token in end_ids]
         length = min(ends) + 1 if ends else len(self.tokens)
         del self.tokens[length:]
-        self.newest = [each for each in reveals if each.place < length]
-        self.revealed = {place: value for place, value in self.revealed.items() if place < length}
-        self.hidden = [place for place in self.hidden if place < length and place not in self.revealed]
-        places, counts = self._blocks.pop()
-        left = [place for place in places if place < length and place not in self.revealed]
+        self.newest = [each for each in reveals if each.position < length]
+        self.revealed = {position: value for position, value in self.revealed.items() if position < length}
+        self.hidden = [position for position in self.hidden if position < length and position not in self.revealed]
+        positions, counts = self._blocks.pop()
+        left = [position for position in positions if position < length and position not in self.revealed]
         if left:  # else the next block is the current one; behind the end of the text nothing is hidden
             self._blocks.append((left, [min(count, len(left)) for count in counts[1:]]))
 
-    def is_known(self, place: int) -> bool:
-        """Whether a place holds a token, or lies behind the end of the text."""
-        return place >= len(self.tokens) or self.tokens[place] != self.mask_id
+    def is_known(self, position: int) -> bool:
+        """Whether a position holds a token, or lies behind the end of the text."""
+        return position >= len(self.tokens) or self.tokens[position] != self.mask_id
 
     def without_given(self, kept: Collection[int]) -> list[int]:
         """Return the tokens with masks for all that were given; `kept`: special tokens that stay."""
-        places = self.revealed.keys()
-        return [token if place in places or token in kept else self.mask_id for place, token in enumerate(self.tokens)]
+        positions = self.revealed.keys()
+        return [
+            token if position in positions or token in kept else self.mask_id
+            for position, token in enumerate(self.tokens)
+        ]
 
 
 def counts_per_step(blocks: Sequence[int], steps: int | None) -> list[list[int]]:

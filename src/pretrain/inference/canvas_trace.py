@@ -29,24 +29,24 @@ class Piece(NamedTuple):
     """Whole characters of a canvas; a mask is one underscore."""
 
     text: str
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
 def pieces_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> Iterator[Piece]:
     """Return an iterator over the pieces of a row; special tokens but masks have none."""
-    before, places, pending = list[int](), list[int](), list[int]()
-    for place, token in enumerate([*tokens, tokenizer.eos_id]):
+    before, positions, pending = list[int](), list[int](), list[int]()
+    for position, token in enumerate([*tokens, tokenizer.eos_id]):
         if token not in tokenizer.special_ids:
-            places.append(place)
+            positions.append(position)
             pending.append(token)
             text = tokenizer.decode_after(before, pending)
             if not text or text.endswith("\ufffd"):
                 continue  # a character takes several tokens
         if pending:
-            yield Piece(tokenizer.decode_after(before, pending), tuple(places))
-            before, places, pending = pending[-1:], [], []
+            yield Piece(tokenizer.decode_after(before, pending), tuple(positions))
+            before, positions, pending = pending[-1:], [], []
         if token == tokenizer.mask_id:
-            yield Piece("_", (place,))
+            yield Piece("_", (position,))
 
 
 class Trace:
@@ -58,32 +58,32 @@ class Trace:
         self.prints = prints
         self.steps = -1  # taken so far
         self.tokens: list[int] = []
-        self.step_of: dict[int, int] = {}  # the step, from 1, that revealed a place
+        self.step_of: dict[int, int] = {}  # the step, from 1, that revealed a position
 
     def __call__(self, canvases: Sequence[Canvas]) -> None:
         """Record the canvas before the first step, or after the next one."""
         canvas = canvases[0]
         self.steps += 1
         self.tokens = list(canvas.tokens)
-        self.step_of |= {reveal.place: self.steps for reveal in canvas.newest}
+        self.step_of |= {reveal.position: self.steps for reveal in canvas.newest}
         if self.prints:
             self._print()
 
     def pieces(self) -> list[tuple[State, str]]:
         """Return the text of the canvas in pieces of one state each."""
         found = list[tuple[State, str]]()
-        for text, places in pieces_of(self.tokenizer, self.tokens):
-            state = self._state(places)
+        for text, positions in pieces_of(self.tokenizer, self.tokens):
+            state = self._state(positions)
             if found and found[-1][0] is state:
                 found[-1] = (state, found[-1][1] + text)
             else:
                 found.append((state, text))
         return found
 
-    def _state(self, places: Sequence[int]) -> State:
-        if any(self.tokens[place] == self.tokenizer.mask_id for place in places):
+    def _state(self, positions: Sequence[int]) -> State:
+        if any(self.tokens[position] == self.tokenizer.mask_id for position in positions):
             return State.hidden
-        step = max(self.step_of.get(place, 0) for place in places)
+        step = max(self.step_of.get(position, 0) for position in positions)
         if not step:
             return State.given
         return State.newest if step == self.steps else State.revealed
@@ -108,8 +108,8 @@ class Trace:
         """Write a page on which each token appears in its step: HTML and CSS alone, without scripts or other files."""
         seconds = min(MAX_SECONDS_PER_STEP, MAX_SECONDS / max(1, self.steps))
         spans = []
-        for text, places in pieces_of(self.tokenizer, self.tokens):
-            step = max(self.step_of.get(place, 0) for place in places)
+        for text, positions in pieces_of(self.tokenizer, self.tokens):
+            step = max(self.step_of.get(position, 0) for position in positions)
             shown = escape(text)
             spans.append(f'<span style="--at:{step * seconds:.2f}s">{shown}</span>' if step else shown)
         page = _PAGE.replace("STEPS", str(self.steps)).replace("TEXT", "".join(spans), 1)

@@ -116,21 +116,21 @@ def _from_the_left(
 ) -> Iterator[list[NewToken | None]]:
     offset = 0  # from the end of the prompt
     for canvases in steps:
-        places = [(canvas, start + offset) for canvas, start in zip(canvases, starts, strict=True)]
-        while offset < most and all(canvas.is_known(place) for canvas, place in places):
-            tokens = [_token(canvas, place, end_ids) for canvas, place in places]
+        positions = [(canvas, start + offset) for canvas, start in zip(canvases, starts, strict=True)]
+        while offset < most and all(canvas.is_known(position) for canvas, position in positions):
+            tokens = [_token(canvas, position, end_ids) for canvas, position in positions]
             yield tokens
             if not any(tokens):
                 return
             offset += 1
-            places = [(canvas, place + 1) for canvas, place in places]
+            positions = [(canvas, position + 1) for canvas, position in positions]
 
 
-def _token(canvas: Canvas, place: int, end_ids: frozenset[int]) -> NewToken | None:
-    """Return the revealed token at a place; None at the end of the text and behind it."""
-    if place >= len(canvas.tokens) or canvas.tokens[place] in end_ids:
+def _token(canvas: Canvas, position: int, end_ids: frozenset[int]) -> NewToken | None:
+    """Return the revealed token at a position; None at the end of the text and behind it."""
+    if position >= len(canvas.tokens) or canvas.tokens[position] in end_ids:
         return None
-    return NewToken(canvas.tokens[place], canvas.revealed[place])
+    return NewToken(canvas.tokens[position], canvas.revealed[position])
 
 
 class _Network:
@@ -145,9 +145,9 @@ class _Network:
     def reveals(self, canvases: Sequence[Canvas]) -> list[list[Reveal]]:
         """Return the next reveals of each canvas, one run of the model for all."""
         by_chance = self.denoising.order is DecodingOrder.random
-        places = [canvas.random_places() if by_chance else canvas.block_places() for canvas in canvases]
-        counts = [len(chosen) for chosen in places]
-        hidden, unguided = self._hidden(canvases, places)
+        positions = [canvas.random_positions() if by_chance else canvas.block_positions() for canvas in canvases]
+        counts = [len(chosen) for chosen in positions]
+        hidden, unguided = self._hidden(canvases, positions)
         uniforms = torch.cat([canvas.uniforms(count) for canvas, count in zip(canvases, counts, strict=True)])
         size = max(1, MAX_CHUNK // self.model.vocab_size)
         starts = range(0, len(hidden), size)
@@ -157,25 +157,25 @@ class _Network:
         drawn = [torch.cat(parts).split(counts) for parts in zip(*chunks, strict=True)]
         return [
             _best(Candidates(*parts), chosen, canvas.next_count)
-            for canvas, chosen, *parts in zip(canvases, places, *drawn, strict=True)
+            for canvas, chosen, *parts in zip(canvases, positions, *drawn, strict=True)
         ]
 
-    def _hidden(self, canvases: Sequence[Canvas], places: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Return the hidden states that predict the places of all canvases, (N, d): with the given tokens, and without.
+    def _hidden(self, canvases: Sequence[Canvas], positions: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return the hidden states that predict the positions of all canvases, (N, d): with given tokens, and without.
 
         The second is empty, (0, d), unless guidance needs it.
         """
         rows = [canvas.tokens for canvas in canvases]
         if not self.denoising.guidance_scale:
-            hidden = self._states(rows, places)
+            hidden = self._states(rows, positions)
             return hidden, hidden[:0]
         bare = [canvas.without_given(self.denoising.special_ids) for canvas in canvases]
-        both = self._states([*rows, *bare], [*places, *places])
+        both = self._states([*rows, *bare], [*positions, *positions])
         hidden, unguided = both.chunk(2)
         return hidden, unguided
 
-    def _states(self, rows: Sequence[list[int]], places: Sequence[list[int]]) -> Tensor:
-        """Return the hidden states that predict the given places of rows, (N, d), in order."""
+    def _states(self, rows: Sequence[list[int]], positions: Sequence[list[int]]) -> Tensor:
+        """Return the hidden states that predict the given positions of rows, (N, d), in order."""
         lengths = [len(row) for row in rows]
         shift = int(self.denoising.shift_targets)
         if "documents" in inputs_of(self.model):
@@ -186,7 +186,7 @@ class _Network:
         for group in groups:
             hidden = self._run([rows[i] for i in group])
             for row, i in zip(hidden, group, strict=True):
-                states[i] = row[torch.tensor(places[i], device=row.device) - shift]
+                states[i] = row[torch.tensor(positions[i], device=row.device) - shift]
         return torch.cat([states[i] for i in range(len(rows))])
 
     def _run(self, rows: Sequence[list[int]]) -> Tensor:
@@ -233,8 +233,8 @@ def _scores(order: DecodingOrder, log_p: Tensor, chosen: Tensor) -> Tensor:
     return chosen
 
 
-def _best(candidates: Candidates, places: list[int], count: int) -> list[Reveal]:
+def _best(candidates: Candidates, positions: list[int], count: int) -> list[Reveal]:
     """Return the `count` candidates of the highest scores, from left to right; of equal ones those on the left."""
     best = sorted(candidates.scores.argsort(descending=True, stable=True)[:count].tolist())
     tokens, log_probabilities = candidates.tokens.tolist(), candidates.log_probabilities.tolist()
-    return [Reveal(places[i], tokens[i], log_probabilities[i]) for i in best]
+    return [Reveal(positions[i], tokens[i], log_probabilities[i]) for i in best]

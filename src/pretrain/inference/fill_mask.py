@@ -66,13 +66,13 @@ def predictions(
 
 
 class FilledText:
-    """A text with masks, in which tokens take their places; what is no mask stays as it was written."""
+    """A text with masks, in which tokens replace the masks; what is no mask stays as it was written."""
 
     def __init__(self, tokenizer: Tokenizer, text: str, tokens: Sequence[int]) -> None:
         """`tokens` are the ids of the text, in which [MASK] is the tokenizer's mask, between BOS and EOS."""
         self.tokenizer = tokenizer
         self.tokens = list(tokens)
-        self.positions = [place for place, token in enumerate(tokens) if token == tokenizer.mask_id]
+        self.positions = [position for position, token in enumerate(tokens) if token == tokenizer.mask_id]
         mask = tokenizer.token(tokenizer.mask_id) if tokenizer.mask_id is not None else "[MASK]"
         self._first, *self._behind = text.replace("[MASK]", mask).split(mask)
 
@@ -81,7 +81,7 @@ class FilledText:
 
         Tokens of masks beside each other are decoded together: they may be parts of one word or character.
         """
-        row = [found.get(place, token) for place, token in enumerate(self.tokens)]
+        row = [found.get(position, token) for position, token in enumerate(self.tokens)]
         if len(self._behind) != len(self.positions):  # the tokenizer takes something else for its mask, too
             return text_with_masks(self.tokenizer, row)
         text, start = self._first, 0
