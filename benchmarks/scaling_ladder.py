@@ -3,6 +3,9 @@
 Runs `src/scale.py`: five sizes with three lengths, then a run of about four times the compute of the largest, whose
 loss is written to a file before it starts. A finished run is not trained again: typed again, the script goes on. The
 saved result has the law with its intervals, the losses and what was predicted.
+
+`--objective masked` does so for masked models. Half of their layers attend to 16 tokens: where all layers attend to the
+whole row, a small masked model learns little but the frequencies of tokens for a million tokens or more.
 """
 
 import argparse
@@ -26,29 +29,41 @@ MEASURES = (
 )
 
 SCALE = Path(__file__).parents[1] / "src" / "scale.py"
-NAME = "novels_causal"
-LADDER = [
-    "tokenizer=bpe", "ladder.sizes=[2x64,2x96,3x96,3x128,4x128]", "ladder.tokens=[600000,1200000,2400000]",
-    "ladder.held_out=5x160", "ladder.held_out_tokens=5600000", "logger=csv", "trainer.accelerator=cpu",
-    "sample.every_n_steps=0", "model=gpt_nano", "data.max_validation_rows=1024", f"name={NAME}",
+SHARED = [
+    "tokenizer=bpe", "ladder.tokens=[600000,1200000,2400000]", "logger=csv", "trainer.accelerator=cpu",
+    "sample.every_n_steps=0", "model=gpt_nano", "data.max_validation_rows=1024",
 ]  # fmt: skip
+LADDERS = {
+    "causal": [
+        "ladder.sizes=[2x64,2x96,3x96,3x128,4x128]", "ladder.held_out=5x160", "ladder.held_out_tokens=5600000",
+    ],
+    "masked": [
+        "objective=masked_30", "model.n_heads=4", "model.sliding_window=16", "model.global_attention_every=2",
+        "ladder.sizes=[2x64,2x96,3x128,4x160,4x192]", "ladder.held_out=6x224", "ladder.held_out_tokens=5100000",
+        "trainer.val_check_interval=100000",
+    ],
+}  # fmt: skip
 KEPT = ("size", "parameters", "tokens", "loss", "fitted")
 
 
 def main() -> None:
     """Train what is missing, print the law and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objective", choices=LADDERS, default="causal", help="what the models learn")
     parser.add_argument("--no-keep", action="store_true", help="print only")
+    parser.add_argument("words", nargs="*", help="more words for scale.py, such as hydra/launcher=joblib")
     given = parser.parse_args()
+    ladder, name = [*SHARED, *LADDERS[given.objective]], f"novels_{given.objective}"
     novels = assets() / "corpora" / "english_novels"
     text = [f"data.path={novels / 'train.jsonl.xz'}", f"data.validation_path={novels / 'valid.jsonl.xz'}"]
-    command = [sys.executable, str(SCALE), "data=text_files", *text, *LADDER]
+    command = [sys.executable, str(SCALE), "data=text_files", *text, *ladder, f"name={name}", *given.words]
     subprocess.run(command, check=True, stdout=sys.stderr)
-    found: dict[str, Any] = json.loads((Path("logs/scale") / NAME / "scale.json").read_text(encoding="utf8"))
+    found: dict[str, Any] = json.loads((Path("logs/scale") / name / "scale.json").read_text(encoding="utf8"))
     held_out = found["held_out"]
     folders = [Path(run["folder"]) for run in (*found["runs"], held_out["run"])]
     reports = [json.loads((folder / "report.json").read_text(encoding="utf8")) for folder in folders]
-    result = Result("scaling_ladder", typed(), {"ladder": " ".join(LADDER)})
+    saved_as = "scaling_ladder" if given.objective == "causal" else f"scaling_ladder_{given.objective}"
+    result = Result(saved_as, typed(), {"ladder": " ".join(ladder)})
     result.figures = {
         "constants": found["constants"],
         "confidence": found["confidence"],
