@@ -100,4 +100,7 @@ def test_init_writes_a_project_and_overwrites_nothing(
     assert before == {path: path.read_bytes() for path in Path("my project").rglob("*") if path.is_file()}
     Path("empty").mkdir()
     assert len(init.new_project(Path("empty"))) == len(written)
+    for name, title in (("\udcff of bytes", "\\udcff of bytes"), ("of\nlines", "of\\nlines")):
+        init.new_project(Path(name))
+        assert (Path(name) / "README.md").read_text().startswith(f"# {title}\n")
     assert typed(monkeypatch, "init", "--help") == 0

@@ -125,6 +125,8 @@ OUT_OF_RANGE = [  # one of each rule, and what settings must be together; test_s
     (["checkpoint.keep=-1"], "checkpoint.keep=-1 is negative. Try checkpoint.keep=2, or 0 for all."),
     (["batch_size=0"], "batch_size=0 is below 1. Try batch_size=16."),
     (["batch_size=10", "micro_batch_size=4"], "batch_size=10 is not a whole number of micro-batches: one holds 4 rows"),
+    (["micro_batch_size=-2"], "micro_batch_size=-2 is below 1. Try micro_batch_size=8."),
+    (["micro_batch_size=0"], "micro_batch_size=0 is below 1. Try micro_batch_size=8."),
     (["resume=a", "init_from=b"], "resume=a continues a run and init_from=b starts a new one: give only one, or"),
 ]
 

@@ -12,6 +12,7 @@ from pretrain.config.overrides import as_hydra_reads, unquoted
 from pretrain.config.run import RunConfig
 from pretrain.config.sweep import combinations
 from pretrain.errors import ConfigError
+from pretrain.planning.config import ScaleConfig
 
 TEXTS = [
     "my runs/é = $x 😀", "données/texte.txt", "1e3", "007", "true", "it's", 'say "hi"', "a, b", "[draft]", "{a: b}",
@@ -72,6 +73,20 @@ def test_a_whole_number_may_have_an_exponent(typed: str, number: int) -> None:
     mixed += ["data.sources.a.max_documents=1e4", "data.sources.a.weight=1e0", "data.sources.b.kind=python_docs"]
     source = compose("train", mixed).data.sources["a"].text
     assert (source.max_documents, source.path) == (10_000, "é x")
+
+
+@pytest.mark.slow
+def test_whole_numbers_in_lists_and_mappings_may_have_exponents() -> None:
+    def arrives(word: str, name: str) -> str:
+        return as_hydra_reads(word, ScaleConfig).removeprefix(f"{name}=")
+
+    assert arrives("ladder.tokens=[5e5, 2_000000]", "ladder.tokens") == "[500000,2000000]"
+    assert arrives("ladder.tokens=[1.5, 2]", "ladder.tokens") == "[1.5, 2]"
+    assert arrives("tags=[1e3]", "tags") == "[1e3]"
+    stage = arrives("stages.a={until_tokens: 2e6, model.context_length: 1e3, optimizer.eps: 1e-8}", "stages.a")
+    assert stage == "{until_tokens:2000000,model.context_length:1000,optimizer.eps:1e-08}"
+    config: RunConfig = compose("train", ["stages={a: {until_steps: 1e1}, b: {batch_size: 4}}"])
+    assert config.stages["a"] == {"until_steps": 10}
 
 
 @pytest.mark.slow

@@ -2,11 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.types import RunMode
 
+from pretrain.config.hydra_job import HydraJob
 from pretrain.config.launcher import _is_done, _returned
-from pretrain.config.sweep import Job
+from pretrain.config.pruning_sweeper import _diverged
+from pretrain.config.run import RunConfig
+from pretrain.config.sweep import Job, job_of
+from pretrain.errors import DataError, DivergenceError
 
 
 @pytest.mark.parametrize(
@@ -31,3 +40,42 @@ def test_what_ended_before_is_told(
     result = _returned(job)
     assert (result.status.name == "FAILED") == (exit_code != 0)
     assert not _is_done(Job(["seed=2"], ["seed=2"], tmp_path / "other"), 2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "sweeper", "error"),
+    [
+        (None, "basic", "seed=1 diverged before, in .*; delete the folder to train it again"),
+        (None, "optuna", "seed=1 diverged before"),
+        (2.5, "optuna", None),
+        ("none", "listed", None),  # nothing compares its jobs
+        ("none", "optuna", "seed=1 has no validation loss for the sweeper to compare jobs by"),
+    ],
+)
+def test_under_launchers_of_others_a_job_that_diverged_is_no_success_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any, sweeper: str, error: str | None
+) -> None:
+    choices = {"hydra/sweeper": sweeper}
+    hydra = SimpleNamespace(
+        mode=RunMode.MULTIRUN, overrides=SimpleNamespace(task=["seed=1"]), runtime=SimpleNamespace(choices=choices)
+    )
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    report: dict[str, Any] = {"steps": 10, "tokens_seen": 100, "parameters": 5, "tokens_per_s": 1.0}
+    report["validation"] = {} if loss == "none" else {"val/loss": loss}
+    folder = job_of(["seed=1"], ("seed",), tmp_path).folder
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(report))
+    job = HydraJob("train", RunConfig, print, ["seed=1"], [], swept=("seed",), logs_folder=tmp_path, records=tmp_path)
+    if error is None:
+        assert job(None) == (None if loss == "none" else loss)
+    else:
+        with pytest.raises(DivergenceError if loss is None else Exception, match=error):
+            job(None)
+    assert [each.exit_code for each in job.recorded()] == [5 if loss is None else 0]
+
+
+def test_a_search_goes_on_behind_a_divergence_under_any_launcher() -> None:
+    for error, expected in ((DivergenceError("NaN"), True), (DataError("no text"), False), (ValueError(), False)):
+        result = JobReturn()
+        result.return_value = error
+        assert _diverged(result) is expected

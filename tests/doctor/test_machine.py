@@ -142,6 +142,10 @@ def test_the_size_of_a_checkpoint_is_that_of_its_tensors(context, optimizer):
     state = [value for slots in built.state.values() for value in slots.values() if value.ndim]
     held = sum(4 * tensor.numel() for tensor in [*model.parameters(), *state])
     assert machine.checkpoint_bytes(own) == held
+    averaged = context(f"optimizer={optimizer}", "ema.decay=0.9")
+    assert machine.checkpoint_bytes(averaged) == held + 4 * sum(parameter.numel() for parameter in model.parameters())
+    adapted = context(f"optimizer={optimizer}", "init_from=base", "lora.rank=2")
+    assert 4 * sum(parameter.numel() for parameter in model.parameters()) < machine.checkpoint_bytes(adapted) < held
 
 
 @pytest.mark.slow

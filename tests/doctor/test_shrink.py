@@ -62,9 +62,16 @@ def test_a_run_becomes_one_of_seconds_on_one_processor():
             "trainer.max_time=9",
             "trainer.precision=bf16",
             "trainer.half_residual_stream=true",
+            "storage.url=s3://bucket/logs",
+            "scores.every_n_steps=2",
+            "scores.cloze=[passages.jsonl]",
+            "init_from=base",
+            "lora.rank=4",
         ],
     )
-    small = shrink(replace(config, resume="x"), "folder")
+    small = shrink(replace(config, resume="x", init_from=None), "folder")
+    assert small.storage.url is None  # or the small runs would be copied there
+    assert (small.scores.every_n_steps, small.lora.rank) == (0, 0)
     assert (small.trainer.strategy, small.trainer.devices, small.trainer.precision) == (
         Strategy.single, 1, Precision.fp32,
     )  # fmt: skip

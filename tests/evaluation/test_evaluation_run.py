@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.commands.output_file import write_output
+from pretrain.commands.tasks import evaluate
 from pretrain.data.config import Format
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.evaluation import scorer
@@ -247,3 +249,15 @@ def test_what_8_bits_cost_can_be_scored(tiny: Any, pairs: Path, tmp_path: Path) 
         for pair in PAIRS
     ]
     assert each["order/accuracy"] == correct[2]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_hours_of_scores(tmp_path: Path) -> None:
+    for output, message in (
+        (tmp_path / "no" / "scores.json", r"output=.*: there is no folder .*no\. Try output=scores\.json"),
+        (tmp_path, r"output=.* cannot be written: Is a directory\. Name a new file in a folder of yours"),
+    ):
+        config = EvalConfig(checkpoint=str(tmp_path / "nothing"), output=str(output))
+        with pytest.raises(ConfigError, match=message):
+            evaluate(config, [])
+    with pytest.raises(ConfigError, match=r"output=.*no/scores\.json cannot be written: No such file"):
+        write_output("output", tmp_path / "no" / "scores.json", "{}")

@@ -97,6 +97,17 @@ def test_under_mup_the_rate_of_a_size_is_that_of_the_base(plan: Plan) -> None:
 
 
 @pytest.mark.slow
+def test_the_batch_of_a_size_does_not_grow_as_that_of_its_recipe(plan: Plan) -> None:
+    base = plan("model=modernbert_base", "size=nano")
+    assert base.batch_warmup_rows == 768
+    sized = with_shape(base, Size.nano, {})
+    assert (sized.batch_size, sized.batch_warmup_rows, sized.batch_warmup_tokens) == (8, None, None)
+    typed = {"batch_warmup_rows": "2", "batch_warmup_tokens": "100"}
+    own = plan("model=gpt_nano", "size=nano", *(f"{key}={value}" for key, value in typed.items()))
+    assert with_shape(own, Size.nano, typed).batch_warmup_rows == 2
+
+
+@pytest.mark.slow
 def test_what_is_typed_stays(plan: Plan) -> None:
     typed = {"model.d_model": "256", "batch_size": "6", "optimizer.learning_rate": "0.1", "trainer.max_steps": "7"}
     found = with_shape(plan("size=small", *(f"{key}={value}" for key, value in typed.items())), Size.small, typed)

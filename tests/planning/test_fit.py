@@ -81,6 +81,11 @@ def test_where_nothing_fits_more_devices_are_advised(plan: Plan, target: Target)
     assert lines[-2:] == ["It would fit on more devices", "  trainer=fsdp trainer.devices=2"]
     lines = settings_that_fit(config, on_a_device_of(0.1, target))
     assert lines[-1] == "  model.context_length=128"
+    growing = plan(
+        "model=gpt_nano", "dry_run=false", "batch_size=64", "batch_warmup_rows=4", "batch_warmup_tokens=100000"
+    )
+    # a micro-batch holds a whole part of its first 4 rows, on any number of devices, so that none is small enough
+    assert settings_that_fit(growing, on_a_device_of(18, target))[-1] == "  model.context_length=128"
 
 
 @pytest.mark.slow

@@ -140,6 +140,14 @@ def test_words_of_the_ladder_stay_out_of_its_runs(tmp_path: Path) -> None:
     assert Scaling(scale(f"ladder.output={tmp_path}"), []).folder == tmp_path
 
 
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_made_is_refused_before_a_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/below"):
+        with pytest.raises(ConfigError, match=r"ladder\.output=.*file.* cannot be written: .*Try ladder\.output=logs/"):
+            Scaling(scale(f"ladder.output={tmp_path / folder}"), []).answer()
+
+
 def test_a_damaged_prediction_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "prediction.json"
     assert _read_prediction(path) is None

@@ -11,11 +11,14 @@ import yaml
 from pretrain.commands import tasks
 from pretrain.config.command_line import as_list
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.reports import groups
+from pretrain.reports import sweep as sweep_reports
 from pretrain.reports.compare import CompareOptions, Comparison, compare, rises
 from pretrain.reports.comparison_page import in_words, verdict, write_comparison
 from pretrain.reports.groups import Curves, read_groups
 from pretrain.reports.significance import holm, interval_of_mean, quantile, two_sided, welch
-from pretrain.reports.sweep import read_sweep, sweep_page
+from pretrain.reports.sweep import SweptJob, read_sweep, sweep_page, write_record
+from pretrain.reports.write import write_report
 
 # scipy 1.17: stats.t.ppf of 0.9, 0.975 and 0.995; 2 * stats.t.sf of 0.1, 1, 2.5 and 8
 SCIPY = {
@@ -181,10 +184,47 @@ def test_a_diverged_run_is_left_out_loudly_and_never_the_best(tmp_path: Path) ->
     assert compared([str(old), str(bad)]).groups[1].mean == 2.0  # it has gone on since
 
 
+def test_a_job_that_failed_on_its_way_is_never_the_best(tmp_path: Path) -> None:
+    for name, losses in (("a", [4.0, 3.0]), ("b", [2.0]), ("c", [2.5])):
+        write_run(tmp_path / name, losses)
+        if name != "a":
+            (tmp_path / name / "report.json").unlink()
+    jobs = [SweptJob(name, [f"seed={name}"], code) for name, code in (("a", 0), ("b", 5), ("c", None))]
+    write_record(tmp_path, jobs)
+    assert [trial.loss for trial in read_sweep(tmp_path).trials] == [3.0, None, 2.5]  # c goes on
+    (tmp_path / "sweep.json").unlink()
+    end = {"step": 10, "time": 1.0, "outcome": "failed", "message": "", "training_s": 1.0, "wall_s": 1.0}
+    start = {"step": 0, "time": 0.0, "process": "a 1", "environment": {}, "end": end | {"waited_s": {}, "commands": []}}
+    history = {"name": "b", "objective": "causal", "parameters": 5, "row_length": 8, "batch_size": 1, "packing": "",
+               "typed": [], "sources": [], "starts": [start]}  # fmt: skip
+    (tmp_path / "b" / "history.json").write_text(json.dumps(history))
+    assert [trial.loss for trial in read_sweep(tmp_path).trials] == [3.0, None, 2.5]
+
+
+def test_the_page_of_a_sweep_links_its_runs_from_any_folder_and_counts_those_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        write_run(tmp_path / "logs" / name, [3.0], seed=ord(name))
+    inside = write_report(tmp_path / "logs").read_text()
+    outside = write_report(tmp_path / "logs", tmp_path / "page.html").read_text()
+    assert ('href="./a/report.html"' in inside, 'href="logs/a/report.html"' in outside) == (True, True)
+    monkeypatch.setattr(sweep_reports, "MAX_RUNS", 2)
+    monkeypatch.setattr(groups, "MAX_RUNS", 2)
+    assert "the first 2 of 3 runs" in sweep_page(read_sweep(tmp_path / "logs"))
+    logs = tmp_path / "logs"
+    assert read_groups([str(logs)])[1] == [f"{logs} holds more than 2 runs; the rest is left out"]
+    monkeypatch.setattr(sweep_reports, "MAX_RUNS", 3)
+    assert not read_groups([str(logs)])[1]
+
+
 def test_more_is_better_for_correlations_and_phenomena(tmp_path: Path) -> None:
     names = ("val/spearman", "eval/sts-test/pearson", "eval/blimp/phenomenon/islands", "eval/foxes/ndcg@10")
+    names += ("speed/tokens_per_s", "speed/mfu")
     assert all(rises(name) for name in names)
-    assert not any(rises(name) for name in ("val/loss", "eval/lambada/perplexity", "eval/a/stereotype_percent"))
+    assert not any(
+        rises(name) for name in ("speed/memory_gib", "val/loss", "eval/lambada/perplexity", "eval/a/stereotype_percent")
+    )
     for name, value in (("a", 0.5), ("b", 0.8)):
         folder = write_run(tmp_path / name, [3.0], optimizer={"learning_rate": value})
         with (folder / "metrics.csv").open("a") as file:

@@ -9,10 +9,13 @@ from same_state import assert_same_state
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.compose import compose
+from pretrain.config.serialize import to_dict
+from pretrain.config.stages import course_of
 from pretrain.data.collate import IGNORE
 from pretrain.errors import ConfigError
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.language_model import LanguageModel
+from pretrain.launch.resumed_stages import keep_ends, trained_stages
 from pretrain.launch.run_folder import read_rows
 from pretrain.launch.run_plan import texts_of
 from pretrain.reports.run import read_run, run_page
@@ -216,6 +219,16 @@ def test_a_longer_run_keeps_the_ends_of_stages_that_have_ended(tiny, reads: Read
     assert reads.by_step[13].tokens.shape[1] == 64
 
 
+@pytest.mark.slow
+def test_a_stage_that_ended_and_is_left_out_stays_so(tiny) -> None:
+    config = tiny.config("stages.a.until_steps=3", "stages.a.batch_size=2", "stages.b.batch_size=4")
+    saved, merged = to_dict(config), to_dict(config)
+    merged["stages"]["a"] = None  # `stages.a=null` on a resume, which is then refused as a change
+    keep_ends(trained_stages(config, course_of(config).sizes, 5), saved, merged)
+    assert merged["stages"]["a"] is None
+    assert saved["stages"]["a"]["until_steps"] == 3
+
+
 def _share_of_numbers(reads: Reads, steps: range) -> float:
     rows = [row.source for step in steps for row in reads.rows[step]]
     return rows.count("numbers") / len(rows)
@@ -242,6 +255,12 @@ def test_stages_of_a_run_whose_length_follows_from_its_text_are_known(tiny) -> N
         (["stages.b.until_fraction=null"], r"stages\.b has no end, and another stage follows\. Give one"),
         (["stages.b.until_fraction=1.5"], r"stages\.b\.until_fraction=1\.5 is not a share above 0"),
         (["stages.a={until_steps: x}"], r"stages\.a\.until_steps=x is not a whole number\. Try"),
+        (["stages.a.until_steps=nan"], r"stages\.a\.until_steps=nan is not a whole number\. Try"),
+        (["stages.a.until_tokens=1e400"], r"stages\.a\.until_tokens=inf is not a whole number\. Try"),
+        (["stages.a.until_fraction=nan"], r"stages\.a\.until_fraction=nan is not a share above 0"),
+        (["stages.c.schedule=wsd"], r"stages\.c\.schedule=wsd is not a mapping.* Try stages\.c\.schedule\.kind=wsd"),
+        (["stages.c.objective=masked_30"], r"Try stages\.c\.objective\.kind=masked, which has the defaults of its"),
+        (["stages.c.schedule=null"], r"stages\.c\.schedule=null is not a mapping"),
         (["stages.c.until_steps=90"], r"is step 90, and the run ends at step 100: the steps between have no stage"),
         (["stages.b.model.context_length=abc"], r"stages\.b\.model\.context_length=abc does not fit: Value 'abc'"),
         (["stages.b.batch_size=7", "micro_batch_size=8"], r"in stages\.b: batch_size=7 is not a whole number of micro"),

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pretrain.commands.output_file import check_writable
 from pretrain.data.escapes import read_escapes
 from pretrain.errors import ConfigError, printable, shown
 from pretrain.inference.canvas_trace import Trace
@@ -117,27 +118,12 @@ def _traced(config: GenerateConfig, language_model: LanguageModel, fills: bool) 
         )
     path = None if config.trace == "true" else Path(config.trace)
     if path is not None:
-        _check_writable(path)
+        check_writable("trace", path)
     trace = Trace(language_model.tokenizer, prints=path is None)
     yield {"on_step": trace}
     if path is not None:
         trace.write(path)
         print(printable(f"animation   {path}", one_line=True), file=sys.stderr)
-
-
-def _check_writable(path: Path) -> None:
-    """Raise ConfigError for a trace that cannot be written, before the model runs."""
-    if not path.parent.is_dir():
-        raise ConfigError(f"trace={path}: there is no folder {path.parent}. Try trace={path.name}.")
-    is_new = not path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise ConfigError(
-            f"trace={path} cannot be written: {error.strerror}. Name a new file in a folder of yours: trace=trace.html."
-        ) from None
-    if is_new:
-        path.unlink()
 
 
 def _write_text(config: GenerateConfig, language_model: LanguageModel, fills: bool, denoising: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from pretrain.errors import ConfigError, message_of, show
+from pretrain.errors import ConfigError, message_of, show, visible
 from pretrain.program import command
 
 _TEMPLATE = files("pretrain") / "commands" / "new_project"
@@ -41,12 +41,12 @@ def new_project(folder: Path) -> list[Path]:
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder} is there already, and init overwrites nothing. Name a new or an empty folder.")
-        written = []
+        written, title = [], visible(folder.absolute().name, one_line=True)  # a name may be no text, or lines
         for parts, source in _files(_TEMPLATE, ()):
             name = {"gitignore": ".gitignore"}.get(parts[-1], parts[-1])
             path = folder.joinpath(*parts[:-1], name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = source.read_text(encoding="utf8").replace("# {name}", f"# {folder.absolute().name}", 1)
+            text = source.read_text(encoding="utf8").replace("# {name}", f"# {title}", 1)
             with path.open("x", encoding="utf8") as file:
                 file.write(text)
             written.append(path)

@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,7 +77,8 @@ class Scaling:
         """Train what is missing, fit, and return what came of it. Raises the errors of the runs."""
         config, settings = self.config, self.config.ladder
         cells = cells_of(config, self.typed)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.writes():
+            self.folder.mkdir(parents=True, exist_ok=True)
         runs = [run for cell, folder in zip(cells, self.train("ladder", cells), strict=True)
                 for run in [self._read(cell, folder)]]  # fmt: skip
         points = [Point(run.parameters, run.tokens, run.loss) for run in runs]
@@ -83,6 +86,16 @@ class Scaling:
         vocab_size = Tokenizer.load(open_checkpoint(Path(runs[0].folder)).tokenizer_folder).vocab_size
         held_out = self._held_out(fit, vocab_size, cells) if settings.held_out else None
         return Ladder(config.objective.kind, runs, fit, held_out, self._recommended(fit, runs, vocab_size))
+
+    @contextmanager
+    def writes(self) -> Iterator[None]:
+        """Raise ConfigError that names the folder of the ladder where its storage fails."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"ladder.output={self.folder} cannot be written: {error.strerror}. Try ladder.output=logs/scale/mine."
+            ) from error
 
     def train(self, part: str, cells: list[Cell]) -> list[Path]:
         """Run the cells as jobs of a sweep, those that are missing; return the folder of each.
@@ -135,7 +148,8 @@ class Scaling:
                 datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S"), now, cell.name, parameters, tokens,
                 expected.value, expected.low, expected.high, fit.confidence, fitted_to,
             )  # fmt: skip
-            write_atomically(path, as_json(asdict(prediction)).encode())
+            with self.writes():
+                write_atomically(path, as_json(asdict(prediction)).encode())
         print(printable(f"predicted   {prediction.loss:.4f}, {prediction.low:.4f} to {prediction.high:.4f}, for "
                         f"{cell.name}, in {path}"), flush=True)  # fmt: skip
         run = self._read(cell, self.train("held_out", [cell])[0])
@@ -156,8 +170,9 @@ class Scaling:
         base = self._base_experiment()
         name = f"{base}_{RECOMMENDED}" if base else RECOMMENDED
         path = self.folder / "configs" / "experiment" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _experiment(cell, base, budget).encode())
+        with self.writes():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, _experiment(cell, base, budget).encode())
         words = ["--config-dir", str(path.parents[1]), *self._words_behind(cell), f"experiment={name}"]
         if self.flags:  # there is one such folder, and the runs need theirs
             words = [*self.flags, *self.run_words, *cell.words]
@@ -222,12 +237,8 @@ def scale(config: ScaleConfig, words: list[str]) -> None:
     scaling = Scaling(config, words)
     ladder = scaling.answer()
     page, data = scaling.folder / PAGE, scaling.folder / DATA
-    try:
+    with scaling.writes():
         write_atomically(page, scale_page(ladder, config.name or "run").encode())
         write_atomically(data, as_json(ladder.as_data()).encode())
-    except OSError as error:
-        raise ConfigError(
-            f"ladder.output={scaling.folder} cannot be written: {error.strerror}. Try ladder.output=logs/scale/mine."
-        ) from error
     print(printable(in_words(ladder)))
     print(printable(f"\nreport      {page}\ndata        {data}"))

@@ -208,11 +208,14 @@ def generate(config: GenerateConfig, overrides: list[str]) -> None:
 def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     """Print the figures of the task, one a line or as a table, and write them with the settings to `output`."""
     from pretrain.commands.glue import glue_table, score_glue
+    from pretrain.commands.output_file import check_writable, write_output
     from pretrain.evaluation.config import Task
     from pretrain.evaluation.needle import needle_table
     from pretrain.evaluation.run import score
     from pretrain.interop.load import chosen_model
 
+    if config.output:
+        check_writable("output", Path(config.output))
     path = chosen_model(config.checkpoint, config.paths)
     if config.task is Task.glue and not config.tasks:
         figures = score_glue(config, path)
@@ -228,7 +231,7 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
         if is_table:
             print(printable(f"\n{needle_table(figures)}"))
     if config.output:
-        Path(config.output).write_text(json.dumps(figures | {"settings": to_dict(config)}, indent=1), encoding="utf8")
+        write_output("output", Path(config.output), json.dumps(figures | {"settings": to_dict(config)}, indent=1))
 
 
 def export(config: ExportConfig, overrides: list[str]) -> None:

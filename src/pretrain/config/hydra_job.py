@@ -64,6 +64,7 @@ class HydraJob:
                 raise
         job = job_of(of_the_job(list(hydra.overrides.task)), self.swept, self.logs_folder)
         try:
+            job.raise_if_diverged()
             loss = job.loss if job.finished else self._run(tree, job)
         except BaseException as error:
             job.exit_code = error.exit_code if isinstance(error, PretrainError) else 1
@@ -72,7 +73,7 @@ class HydraJob:
             job.exit_code = 0
         finally:
             self._record(job)
-        if loss is None and hydra.runtime.choices.get("hydra/sweeper") != "basic":
+        if loss is None and hydra.runtime.choices.get("hydra/sweeper") not in ("basic", "listed"):
             raise ConfigError(
                 f"{' '.join(job.swept)} has no validation loss for the sweeper to compare jobs by. Try a larger "
                 "data.validation_fraction."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.declared import types_of
-from pretrain.config.whole_numbers import is_whole, written_out
+from pretrain.config.whole_numbers import is_whole, with_whole_numbers, written_out
 from pretrain.errors import ConfigError
 
 # last parts of settings that name a file or folder, where ~ is the home folder as it is behind a blank
@@ -42,8 +42,8 @@ def as_hydra_reads(override: str, config_class: type, *, sweep: bool = False) ->
         return f"{key}={','.join(_text(each, name) for each in values)}"
     if equals and is_whole(config_class, name):
         return f"{key}={','.join(map(written_out, value.split(',')))}"
-    if value[:1] in ("[", "{") and _parsed(value) is _UNREADABLE:
-        return f"{key}={_from_yaml(value)}"
+    if value[:1] in ("[", "{"):
+        return f"{key}={_collection(value, config_class, name)}"
     return override
 
 
@@ -105,12 +105,19 @@ def _text(value: str, name: str) -> str:
     return quoted(value, interpolates=True)
 
 
-def _from_yaml(value: str) -> str:
-    """Return a list or mapping that YAML can read and Hydra cannot, its texts quoted; else as it is."""
+def _collection(value: str, config_class: type, name: str) -> str:
+    """Return a list or mapping with its whole numbers written out; else as it is.
+
+    One that YAML can read and Hydra cannot has its texts quoted.
+    """
     import yaml
 
+    found = typed = _parsed(value)
     try:
-        return _written(yaml.safe_load(value))
+        if typed is _UNREADABLE:
+            found = yaml.safe_load(value)
+        whole = with_whole_numbers({name: found}, config_class)[name]
+        return value if repr(whole) == repr(typed) else _written(whole)
     except (yaml.YAMLError, ValueError, RecursionError):
         return value
 
@@ -131,7 +138,7 @@ def _written(value: Any) -> str:
 
 
 def _key(key: Any) -> str:
-    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", key):
+    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z_][A-Za-z0-9_-]*)*", key):
         raise ValueError("not a name")
     return key
 

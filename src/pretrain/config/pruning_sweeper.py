@@ -20,8 +20,8 @@ from hydra.plugins.sweeper import Sweeper
 
 from pretrain.config.hydra_job import HydraJob
 from pretrain.config.overrides import parsed, quoted
-from pretrain.config.sweep import SWEEP, JobError, job_of
-from pretrain.errors import CheckpointError, ConfigError, DivergenceError, show
+from pretrain.config.sweep import SWEEP, job_of
+from pretrain.errors import CheckpointError, ConfigError, DivergenceError, PretrainError, show
 from pretrain.launch.run_folder import finished_run
 
 CALLBACK = "optuna_pruning"  # the entry of `callbacks` in each job
@@ -168,9 +168,9 @@ def _proposed(trial: Any, override: Override) -> Any:
 
 
 def _diverged(result: JobReturn) -> bool:
-    """Return whether a failed job ended because its loss is not finite."""
+    """Return whether a failed job ended because its loss is not finite; a launcher of others hands on its own error."""
     error = result._return_value
-    return isinstance(error, JobError) and error.exit_code == DivergenceError.exit_code
+    return isinstance(error, PretrainError) and error.exit_code == DivergenceError.exit_code
 
 
 def _was_pruned(folder: Path) -> bool:

@@ -167,9 +167,11 @@ class RunConfig(Settings):
             raise ConfigError(
                 f"micro_batch_size={given} is neither a number of rows nor auto. Try micro_batch_size={of_device}."
             )
-        micro = given if isinstance(given, int) and given else of_device
+        if isinstance(given, int) and given < 1:
+            raise ConfigError(f"micro_batch_size={given} is below 1. Try micro_batch_size={of_device}.")
+        micro = given if isinstance(given, int) else of_device
         unit = micro * ranks
-        if micro < 1 or self.batch_size % unit:
+        if self.batch_size % unit:
             below = self.batch_size // unit * unit
             near = f"{below} or {below + unit}" if below else f"{unit}"
             raise ConfigError(

@@ -7,12 +7,14 @@ Where the borders are is a function of the settings and of the batch sizes so fa
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pretrain.config.registry import choices, groups
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import UnfitError, flat, objects_of, to_dict
 from pretrain.config.setting import check_bounds
@@ -200,7 +202,8 @@ def _check_entry(name: str, entry: dict[str, Any]) -> None:
     given = {key: value for key, value in _end_in(entry).items() if value is not None}
     for key, value in given.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or (key != "until_fraction" and value != int(value)):
+        is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())  # not nan, not inf
+        if not is_number or (key != "until_fraction" and not is_whole):
             raise ConfigError(
                 f"stages.{name}.{key}={shown(value)} is not a {'' if key == 'until_fraction' else 'whole '}number. "
                 f"Try stages.{name}.{key}={_EXAMPLES[key]}."
@@ -212,7 +215,13 @@ def _check_entry(name: str, entry: dict[str, Any]) -> None:
     if len(given) > 1:
         found = " and ".join(f"stages.{name}.{key}={shown(value)}" for key, value in given.items())
         raise ConfigError(f"{found} give one end in two ways. Give one, such as stages.{name}.until_fraction=0.5.")
-    for key, _ in _changes(entry):
+    for key, value in _changes(entry):
+        if key in groups() and key in MAY_CHANGE:
+            kind = difflib.get_close_matches(str(value), choices(key), n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"stages.{name}.{key}={shown(value)} is not a mapping: a stage takes settings, and no presets. "
+                f"Try stages.{name}.{key}.kind={kind}, which has the defaults of its kind."
+            )
         if not _within(key, MAY_CHANGE) or _within(key, _MAY_NOT):
             known = ", ".join(each for each in MAY_CHANGE)
             raise ConfigError(

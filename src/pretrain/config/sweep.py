@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pretrain.config.command_line import is_hydras
 from pretrain.config.overrides import parsed, quoted
-from pretrain.errors import CheckpointError, ConfigError, PretrainError, show
+from pretrain.errors import CheckpointError, ConfigError, DivergenceError, PretrainError, show
 from pretrain.launch.run_folder import PAGE, finished_run
 
 SWEEP = "sweep"  # folder of a sweep's jobs in paths.logs_dir
@@ -51,6 +51,14 @@ class Job:
         """Whether the job has ended with a validation loss that is no number."""
         found = finished_run(self.folder) if self.finished else None
         return found is not None and found.has_diverged("val/loss")
+
+    def raise_if_diverged(self) -> None:
+        """Raise DivergenceError if the job has ended so before, as that is no success when a sweep is typed again."""
+        if self.diverged:
+            raise DivergenceError(
+                f"{' '.join(self.swept) or 'the only job'} diverged before, in {self.folder}; delete the folder to "
+                "train it again."
+            )
 
     @property
     def loss(self) -> float | None:

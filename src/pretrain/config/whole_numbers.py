@@ -15,6 +15,11 @@ def is_whole(config_class: type, key: str) -> bool:
     return int in kinds and float not in kinds
 
 
+def _lists_whole(config_class: type, key: str) -> bool:
+    """Whether a setting is declared as a list of whole numbers."""
+    return any(kind == list[int] for kind in types_of(config_class, key))
+
+
 def written_out(text: str) -> str:
     """Return 1e9 as 1000000000, anything else as it is."""
     number = _whole(text.strip().replace("_", "")) if _WITH_EXPONENT.fullmatch(text) else None
@@ -68,9 +73,16 @@ def read_presets_for(config_class: type) -> None:
 def _read(value: Any, config_class: type, key: str) -> Any:
     if isinstance(value, dict):
         return with_whole_numbers(value, config_class, f"{key}.")
-    if isinstance(value, str) and _WITH_EXPONENT.fullmatch(value) and is_whole(config_class, key):
+    if isinstance(value, list) and _lists_whole(config_class, key):
+        return [_as_whole(item) for item in value]
+    return _as_whole(value) if isinstance(value, str | float) and is_whole(config_class, key) else value
+
+
+def _as_whole(value: Any) -> Any:
+    """Return the whole number that a value stands for; any other value as it is."""
+    if isinstance(value, str):
         return written_out(value)
-    if isinstance(value, float) and is_whole(config_class, key):
+    if isinstance(value, float):
         number = _whole(repr(value))  # the digits that were written, where a float has no room for all of the number's
         return value if number is None else number
     return value

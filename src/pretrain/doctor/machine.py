@@ -19,6 +19,7 @@ from pretrain.doctor.shrink import ROWS
 from pretrain.interop.load import build_without_weights
 from pretrain.kernels.compile import can_compile
 from pretrain.kernels.device import device_name
+from pretrain.models.lora import add_adapters
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.config import ParallelConfig
@@ -118,11 +119,14 @@ def disk_space(context: Context) -> CheckResult:
 
 
 def checkpoint_bytes(context: Context) -> int:
-    """Return the size in bytes of the full-size model's weights and optimizer state, in 32 bits."""
+    """Return the size in bytes of a checkpoint of the full-size model, as the run itself counts it at its start."""
+    from pretrain.training.run_state import saved_numbers  # here: settings are checked before Lightning is loaded
+
     config = context.config
     model = build_without_weights(config.model, config.objective, context.prepared.tokenizer)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return 4 * (parameters + config.optimizer.state_numbers(model))
+    with torch.device("meta"):
+        add_adapters(model, config.lora)
+    return 4 * saved_numbers(model, config)
 
 
 def own_checkpoint(context: Context) -> CheckResult:

@@ -9,9 +9,11 @@ from dataclasses import replace
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
+from pretrain.evaluation.config import ScoresConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
+from pretrain.models.lora_config import LoraConfig
 from pretrain.parallel.config import ParallelConfig
-from pretrain.training.config import LoggingConfig, Precision, Strategy
+from pretrain.training.config import LoggingConfig, Precision, StorageConfig, Strategy
 from pretrain.training.logger_config import CSVConfig
 
 STEPS = 6
@@ -23,7 +25,7 @@ HEAD_DIM = 32
 
 
 def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
-    """Return the settings of a small run on one CPU, without dropout and without stages.
+    """Return the settings of a small run on one CPU, without dropout, stages, adapters, scores and copies.
 
     Raises ConfigError for a model that is not one of our Transformers, and for a run that fine-tunes.
     """
@@ -43,6 +45,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
         allow_change=[],
         data=replace(config.data, prefetch=0, max_validation_rows=8),
         model=shrink_model(config.model),
+        lora=LoraConfig(),
         optimizer=config.optimizer.in_float32(),
         schedule=replace(config.schedule, warmup_steps=2, warmup_tokens=None, warmup_fraction=None),
         trainer=replace(
@@ -69,7 +72,9 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
         loggers={"csv": CSVConfig()},
         logging=LoggingConfig(),
         sample=replace(config.sample, every_n_steps=0, prompts=[], max_new_tokens=1),
+        scores=ScoresConfig(),
         paths=replace(config.paths, run_dir=run_dir),
+        storage=StorageConfig(),
     )
 
 

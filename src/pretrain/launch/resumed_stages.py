@@ -50,7 +50,7 @@ def keep_ends(trained: TrainedStages, saved: dict[str, Any], merged: dict[str, A
     Raises ConfigError where `merged` has another end for one of them than `saved`.
     """
     for name, end in trained.ends.items():
-        if name not in merged["stages"]:
+        if merged["stages"].get(name) is None:  # left out: a change of its settings, which is refused
             continue
         before, now = ({key: each["stages"][name].get(key) for key in ENDS} for each in (saved, merged))
         if before != now and now != dict.fromkeys(ENDS) | {"until_steps": end}:

@@ -145,6 +145,8 @@ def with_shape(config: PlanConfig, size: Size, typed: Mapping[str, str]) -> Plan
     rate = config.optimizer.learning_rate
     if "optimizer.learning_rate" not in typed and new_model.parametrization is not Parametrization.mup:
         rate = float(f"{rate * model.d_model / new_model.d_model:.2g}")
+    if not typed.keys() & {"batch_warmup_rows", "batch_warmup_tokens"}:  # a recipe's grows to the recipe's own batch
+        config = replace(config, batch_warmup_rows=None, batch_warmup_tokens=None)
     batch = config.batch_size if "batch_size" in typed else -(-shape.batch_size // ranks) * ranks
     micro = config.micro_batch_size if typed.keys() & {"batch_size", "micro_batch_size"} else None
     optimizer = replace(config.optimizer, learning_rate=rate)

@@ -94,13 +94,15 @@ def settings_that_fit(config: PlanConfig, target: Target) -> list[str]:
 def devices_that_fit(config: PlanConfig, target: Target, most: int = 4096) -> int | None:
     """Return the smallest power of two of devices on which the sharded run fits, up to `most`, or None.
 
-    Numbers that do not divide the batch are left out.
+    Numbers that do not divide the batch, or its first size where it grows, are left out.
     """
     devices = 2 * config.trainer.ranks
     while devices <= most and config.batch_size % devices == 0:
         trainer = replace(config.trainer, strategy=Strategy.fsdp, devices=devices, num_nodes=1)
-        if any(c.forecast.fits for c in candidates(replace(config, trainer=trainer, micro_batch_size=1), target)):
-            return devices
+        with suppress(ConfigError):  # a batch that grows, or replicas, may not be shared by so many
+            sharded = replace(config, trainer=trainer, micro_batch_size=None)
+            if any(candidate.forecast.fits for candidate in candidates(sharded, target)):
+                return devices
         devices *= 2
     return None
 

@@ -13,6 +13,7 @@ from pretrain.reports.significance import Difference, Interval, holm, interval_o
 
 _PER_BYTE = ("val/bits_per_byte", "val/bits_per_byte_bound")
 _RISES = ("accuracy", "f1", "accuracy_per_byte", "matthews", "pearson", "spearman", "ndcg", "recall", "score")
+_FASTER = ("speed/tokens_per_s", "speed/mfu")
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
 
 
 def rises(metric: str) -> bool:
-    """Return whether more of a metric is better: accuracies, correlations, ranks found, phenomena of minimal pairs."""
+    """Return whether more of a metric is better: accuracies, correlations, ranks found, phenomena, speeds."""
     *above, last = metric.split("/")
-    return "phenomenon" in above or last.partition("@")[0] in _RISES
+    return metric in _FASTER or "phenomenon" in above or last.partition("@")[0] in _RISES
 
 
 def _without_diverged(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[str]]:

@@ -176,10 +176,10 @@ def _runs_below(path: Path) -> Iterator[Member | str]:
         raise CheckpointError(
             f"runs={path} holds no run: neither it nor a folder in it has a {CONFIG}. Try runs=[logs/a,logs/b]."
         )
-    trials = read_sweep(path).trials
-    if len(trials) == MAX_RUNS:
+    sweep = read_sweep(path)
+    if sweep.left_out:
         yield f"{path} holds more than {MAX_RUNS} runs; the rest is left out"
-    for trial in trials:
+    for trial in sweep.trials:
         if trial.run is None:
             yield f"{path / trial.job.folder} is left out: it holds no run that can be read"
         else:

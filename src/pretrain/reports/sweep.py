@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,9 +56,17 @@ class Trial:
 
     @property
     def loss(self) -> float | None:
-        """Its last validation loss; None without one."""
-        value = self.run.latest("val/loss") if self.run else None
+        """Its last validation loss; None without one, and of a run that failed before its end."""
+        value = self.run.latest("val/loss") if self.run and not self._failed else None
         return value if value is not None and math.isfinite(value) else None
+
+    @property
+    def _failed(self) -> bool:
+        """Whether it ended without a report: what it last validated is no outcome of its settings."""
+        if self.run is None or self.run.report is not None:
+            return False
+        has_failed = self.run.end is not None and self.run.end.outcome == "failed"
+        return has_failed or self.job.exit_code not in (None, 0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Sweep:
 
     folder: Path
     trials: list[Trial]
+    left_out: int = 0  # runs beyond MAX_RUNS
 
     @property
     def best(self) -> int | None:
@@ -90,7 +100,8 @@ def read_sweep(folder: Path) -> Sweep:
     values = [dict(word.partition("=")[::2] for word in job.swept) for job in jobs[:MAX_RUNS]]
     if not any(values):
         values = _differing(runs)
-    return Sweep(folder, [Trial(*each) for each in zip(jobs, runs, values, strict=False)])
+    trials = [Trial(*each) for each in zip(jobs, runs, values, strict=False)]
+    return Sweep(folder, trials, len(jobs) - len(trials))
 
 
 def _run(folder: Path) -> RunFiles | None:
@@ -109,11 +120,12 @@ def _differing(runs: Sequence[RunFiles | None]) -> list[dict[str, str]]:
     return [{key: values[key] for key in keys if key in values} for values in found]
 
 
-def sweep_page(sweep: Sweep) -> str:
-    """Return the report of a sweep as HTML."""
+def sweep_page(sweep: Sweep, page_folder: Path | None = None) -> str:
+    """Return the report of a sweep as HTML, for a file in `page_folder`; None: in that of the sweep."""
     trials, best = sweep.trials, sweep.best
     done = sum(trial.loss is not None for trial in trials)
-    page = Page(f"{len(trials)} runs", str(sweep.folder))
+    left_out = f" · the first {len(trials)} of {len(trials) + sweep.left_out} runs" if sweep.left_out else ""
+    page = Page(f"{len(trials)} runs", f"{sweep.folder}{left_out}")
     if best is not None:
         page.tiles.append((f"{trials[best].loss:.4f}", "lowest validation loss"))
         page.tiles += [(value, key) for key, value in list(trials[best].values.items())[:4]]
@@ -122,12 +134,14 @@ def sweep_page(sweep: Sweep) -> str:
     page.add(
         "By setting", grid(_by_setting(trials)), note="The last validation loss of every run, by one setting each."
     )
-    page.add("Runs", card(_table(trials, best)))
+    base = os.path.relpath(sweep.folder, page_folder or sweep.folder)
+    page.add("Runs", card(_table(trials, best, base)))
     page.add("One by one", grid(_one_by_one(trials)), note="The run in color, the others in gray, on the same axes.")
     return page.render()
 
 
-def _table(trials: Sequence[Trial], best: int | None) -> str:
+def _table(trials: Sequence[Trial], best: int | None, base: str) -> str:
+    """Return a table of the runs, best first; `base` is the way from the page to their folders."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))[:8]
     order = sorted(
         range(len(trials)), key=lambda position: (trials[position].loss is None, trials[position].loss or 0.0)
@@ -141,7 +155,7 @@ def _table(trials: Sequence[Trial], best: int | None) -> str:
             number("-" if trial.loss is None else f"{trial.loss:.4f}"),
             number(_bits_per_byte(trial)),
             number("-" if speed is None else f"{speed:,.0f}"),
-            number(_outcome(trial)), _link(trial),
+            number(_outcome(trial)), _link(trial, base),
         ])  # fmt: skip
     return table(
         [*keys, "validation loss", "bits per byte", "tokens/s", "exit", "run"], rows, 0 if best is not None else None
@@ -163,11 +177,11 @@ def _outcome(trial: Trial) -> str:
     return "0" if trial.run and trial.run.report else "-"
 
 
-def _link(trial: Trial) -> Cell:
+def _link(trial: Trial, base: str) -> Cell:
     name = escaped(trial.job.folder)
     if trial.run is None:
         return Cell(name)
-    target = quote(f"./{trial.job.folder}/{PAGE}", errors="surrogatepass")
+    target = quote(f"{base}/{trial.job.folder}/{PAGE}", errors="surrogatepass")
     return Cell(f'<a href="{target}">{name}</a>')
 
 

@@ -34,7 +34,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     if any(os.path.lexists(folder / name) for name in (CONFIG, REPORT, TABLE)):
         text = run_page(read_run(folder))
     elif os.path.lexists(folder / SWEEP_RECORD) or (folder.is_dir() and any(folder.glob(f"*/{CONFIG}"))):
-        text = sweep_page(read_sweep(folder))
+        text = sweep_page(read_sweep(folder), output.parent if output else None)
     else:
         raise CheckpointError(
             f"path={folder} holds no run and no corpus: neither it nor a folder in it has a {CONFIG}, and it has no "
