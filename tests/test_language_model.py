@@ -121,6 +121,11 @@ def test_what_cannot_be_generated_is_refused_at_the_call(load: Load) -> None:
             getattr(load("bert", False), method.__name__)("a")
     with pytest.raises(ConfigError, match=r"generate\(\) needs at least one prompt, and the list is empty"):
         language_model.generate([])
+    for prompts, kind in (("The", "text"), ([1, 2], "list of ids")):
+        with pytest.raises(
+            ConfigError, match=rf"complete\(\) takes a list of prompts, and this is one {kind}\. Try com"
+        ):
+            language_model.complete(prompts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
