@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint, step_folders
 from pretrain.checkpoint.write import Contents, write
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError, ConfigError, shown
 
 _TOKENIZER = "tokenizer_fingerprint"
 
@@ -46,6 +46,7 @@ def average(folders: Sequence[Path], output: Path) -> Path:
                 f"{checkpoint.folder} and {newest.folder} have different tokenizers, so that the same row of their "
                 "embeddings means other text. Average checkpoints of one run, or of runs with one tokenizer.path."
             )
+        _check_same_model(checkpoint, newest)
     tensors = {"model": _mean(saved)}
     said: dict[str, Any] = dict(newest.manifest)
     kept = {key: said[key] for key in ("progress", "config", "whole_run", "typed") if key in said}
@@ -60,6 +61,17 @@ def average(folders: Sequence[Path], output: Path) -> Path:
             (folder / path.name).write_bytes(path.read_bytes())
 
     return write(output / "checkpoints", newest.step, Contents(tensors, manifest, save_tokenizer))
+
+
+def _check_same_model(checkpoint: Checkpoint, newest: Checkpoint) -> None:
+    """Raise ConfigError where two checkpoints compute different things from weights of equal shapes."""
+    ours, theirs = (each.run_config().model.transformer for each in (checkpoint, newest))
+    changed = ours.differences(theirs) if ours is not None and theirs is not None else {}
+    for name, (value, other) in changed.items():
+        raise ConfigError(
+            f"{checkpoint.folder} and {newest.folder} are of different models: model.{name} differs, {shown(value)} "
+            f"and {shown(other)}. Average checkpoints of one shape."
+        )
 
 
 def _mean(saved: Sequence[Checkpoint]) -> dict[str, Tensor]:
