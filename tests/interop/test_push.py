@@ -98,6 +98,14 @@ def test_what_is_reported_is_what_the_hub_has(hub: HubServer, tmp_path: Path) ->
     assert set(hub.repositories["ada/fox"].files) == {"README.md", "1_Pooling/config.json"}
 
 
+def test_adapters_leave_the_weights_of_a_model_beside_them(hub: HubServer, tmp_path: Path) -> None:
+    hub.repositories["ada/fox"] = Repository(private=True)
+    hub.repositories["ada/fox"].files["model.safetensors"] = b"weights"
+    (tmp_path / "adapter_config.json").write_text("{}")
+    push_folder(ExportConfig(output=str(tmp_path), push="ada/fox", adapters=True), "ada")
+    assert set(hub.repositories["ada/fox"].files) == {"model.safetensors", "adapter_config.json"}
+
+
 def test_a_refused_token_is_said_before_anything_is_written(
     hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

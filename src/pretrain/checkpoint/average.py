@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint, step_folders
 from pretrain.checkpoint.write import Contents, write
+from pretrain.config.run import RunConfig
 from pretrain.errors import CheckpointError, ConfigError, shown
 
 _TOKENIZER = "tokenizer_fingerprint"
@@ -65,13 +66,26 @@ def average(folders: Sequence[Path], output: Path) -> Path:
 
 def _check_same_model(checkpoint: Checkpoint, newest: Checkpoint) -> None:
     """Raise ConfigError where two checkpoints compute different things from weights of equal shapes."""
-    ours, theirs = (each.run_config().model.transformer for each in (checkpoint, newest))
-    changed = ours.differences(theirs) if ours is not None and theirs is not None else {}
-    for name, (value, other) in changed.items():
+    ours, theirs = checkpoint.run_config(), newest.run_config()
+    (shape, others), meaning = (ours.model.transformer, theirs.model.transformer), _meaning(theirs)
+    changed = shape.differences(others) if shape is not None and others is not None else {}
+    pairs = {f"model.{name}": pair for name, pair in changed.items()}
+    pairs |= {name: (value, meaning[name]) for name, value in _meaning(ours).items() if value != meaning[name]}
+    for name, (value, other) in pairs.items():
         raise ConfigError(
-            f"{checkpoint.folder} and {newest.folder} are of different models: model.{name} differs, {shown(value)} "
+            f"{checkpoint.folder} and {newest.folder} are of different models: {name} differs, {shown(value)} "
             f"and {shown(other)}. Average checkpoints of one shape."
         )
+
+
+def _meaning(run: RunConfig) -> dict[str, object]:
+    """Return the settings beside the model's that decide what its weights mean."""
+    classifier = run.objective.classifier
+    return {
+        "causal attention": run.objective.causal,
+        "objective.labels": None if classifier is None else list(classifier.labels),
+        "lora.alpha": run.lora.alpha if run.lora.is_on else None,
+    }
 
 
 def _mean(saved: Sequence[Checkpoint]) -> dict[str, Tensor]:

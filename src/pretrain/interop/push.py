@@ -46,7 +46,8 @@ def sign_in(config: ExportConfig) -> str | None:
 def push_folder(config: ExportConfig, account: str) -> str:
     """Send the files of `config.output` in one commit, and return the lines that say where they are.
 
-    A new repository is private unless `config.public`. Weights that an earlier push left there are replaced.
+    A new repository is private unless `config.public`. Weights that an earlier push left there are replaced by those
+    of a model, and stay beside adapters.
     Raises CheckpointError where the hub refuses or cannot be reached; the folder stays.
     """
     assert config.push is not None
@@ -58,7 +59,10 @@ def push_folder(config: ExportConfig, account: str) -> str:
         if not config.public and not is_private:
             raise _is_public(config.push)
         sent = hub.upload_folder(
-            repo_id=config.push, folder_path=config.output, commit_message="Export", delete_patterns=_REPLACED
+            repo_id=config.push,
+            folder_path=config.output,
+            commit_message="Export",
+            delete_patterns=None if config.adapters else _REPLACED,  # adapters may lie beside the model's weights
         )
     files = sum(1 for path in Path(config.output).rglob("*") if path.is_file())
     shown = "public" if not is_private else "private as before" if config.public else "private"
