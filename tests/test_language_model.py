@@ -17,6 +17,7 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
 from pretrain.errors import CheckpointError, ConfigError, DivergenceError
 from pretrain.evaluation.likelihood import Score
+from pretrain.inference.dtype import prepare_for_inference
 from pretrain.inference.generate import NewToken
 from pretrain.language_model import LanguageModel
 from pretrain.models.config import TransformerConfig
@@ -121,6 +122,11 @@ def test_what_cannot_be_generated_is_refused_at_the_call(load: Load) -> None:
             getattr(load("bert", False), method.__name__)("a")
     with pytest.raises(ConfigError, match=r"generate\(\) needs at least one prompt, and the list is empty"):
         language_model.generate([])
+    for prompts, kind in (("The", "text"), ([1, 2], "list of ids")):
+        with pytest.raises(
+            ConfigError, match=rf"complete\(\) takes a list of prompts, and this is one {kind}\. Try com"
+        ):
+            language_model.complete(prompts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -341,6 +347,12 @@ def test_weights_in_16_bits_score_nearly_alike(family: str, causal: bool, tmp_pa
         assert half.generate("The quick", max_new_tokens=4, seed=1).startswith("The quick")
     else:
         assert len(half.predict_mask("The [MASK] fox.", top_k=3)[0]) == 3
+
+
+def test_a_device_that_int8_cannot_use_is_refused(load: Load) -> None:
+    for device in ("cuda", "gpu"):
+        with pytest.raises(ConfigError, match=rf"dtype=int8 works on CPUs only, and device={device} is not one"):
+            prepare_for_inference(load("gpt", True).model, device, "int8")
 
 
 def test_an_unavailable_device_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from pretrain.inference.generation_options import (
     check_options,
     check_prompts,
     denoising_options,
+    listed,
     new_token_limits,
     sampling_of,
 )
@@ -58,13 +59,12 @@ class LanguageModel:
         pooling: Pooling | None = None,
         regressor: RegressConfig | None = None,
     ) -> None:
-        self.pooling = pooling  # of a contrastive fine-tuning; none: the model predicts tokens
+        self.pooling = pooling  # of a contrastive fine-tuning, auto without a head; none: the model predicts tokens
         self.classifier = classifier
         self.regressor = regressor
         self.denoises = denoises  # trained with any share of masks: it continues a prompt by filling masks behind it
-        self.shift_targets = (
-            model.causal if shift_targets is None else shift_targets
-        )  # the token before predicts a mask
+        # whether the token before predicts a mask
+        self.shift_targets = model.causal if shift_targets is None else shift_targets
         self.prompt_template = prompt_template  # text before and after a prompt in fine-tuning on responses
         self.model: Any = model.eval()
         self.starts_with_bos = starts_with_bos  # a prompt; published models may do without
@@ -108,7 +108,7 @@ class LanguageModel:
             prompt_template=data.prompt_template() if data else None,
             denoises=objective.denoises,
             shift_targets=objective.shift_targets,
-            pooling=objective.embedding_pooling,
+            pooling=folder.pooling,
             regressor=objective.regressor,
         )
 
@@ -172,8 +172,8 @@ class LanguageModel:
     def _refuse_embedder(self) -> None:
         if self.pooling is not None:
             raise ConfigError(
-                "this model was trained to embed texts and predicts no tokens. "
-                'Use embed("a text"), or the base model of the fine-tuning.'
+                "this model embeds texts and has no head that predicts tokens. "
+                'Use embed("a text"), or the model that it was made of.'
             )
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
@@ -221,7 +221,7 @@ class LanguageModel:
         self._check_completes()
         check_options("generate", GenerationOptions, options, self.causal)
         begun = [*self.conversation, {"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        checked = checked_messages([dict(message) for message in begun])
+        checked = checked_messages(list(begun))
         if isinstance(checked, str):
             raise ConfigError(f"chat() takes messages with role and content, and there is a problem: {checked}.")
         template = ChatTemplate(self.tokenizer)
@@ -264,7 +264,7 @@ class LanguageModel:
         self._check_completes()
         check_options("generate", GenerationOptions, options, self.causal)
         stop = StopStrings(options.get("stop", ()))
-        rows = [self.prompt_ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        rows = [self.prompt_ids(prompt) if isinstance(prompt, str) else prompt for prompt in listed(prompts)]
         states = [
             GenerationState(self.tokenizer, row, stop, limit)
             for row, limit in zip(rows, self._limits(rows, options), strict=True)

@@ -14,6 +14,22 @@ from pretrain.language_model import LanguageModel
 from pretrain.training.train import run
 
 
+def test_what_is_no_run_is_refused_by_its_name(tmp_path: Path) -> None:
+    for name, message in (
+        ("typo", r"typo does not exist\. Name a run's folder"),
+        (".", r"holds no model, and no folder"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            average_command(AverageConfig(run=str(tmp_path / name), output=str(tmp_path / "out")), [])
+
+
+def test_a_folder_of_runs_means_its_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs" / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"last=2 checkpoints are to be averaged, and .*/logs/run has 1\. Train with"):
+        average_command(AverageConfig(run=str(tmp_path / "logs"), last=2, output=str(tmp_path / "out")), [])
+    assert "taking the newest run below" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_last_checkpoints_of_a_run_are_averaged(tiny, capsys: pytest.CaptureFixture[str]) -> None:
     base, output = tiny.folder / "base", tiny.folder / "elsewhere" / "averaged"
@@ -61,3 +77,7 @@ def test_the_last_checkpoints_of_a_run_are_averaged(tiny, capsys: pytest.Capture
         last_checkpoints(other, 2)
     with pytest.raises(ConfigError, match=r"are of different models: .* differs"):
         average([base, other], Path(tiny.folder / "x"))
+    heads = tiny.folder / "heads"  # as many weights of each shape, and other outputs
+    run(tiny.plan("model=gpt_nano", f"paths.run_dir={heads}", "trainer.max_steps=1", "model.n_heads=1"))
+    with pytest.raises(ConfigError, match=r"are of different models: model\.n_heads differs, 1 and \d\. Average"):
+        average([heads, base], Path(tiny.folder / "x"))

@@ -8,6 +8,7 @@ from families import random_model, shape
 from folders import BYTES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_kinds import tokenizer_of
 
 from pretrain.errors import ConfigError
 from pretrain.inference.detokenize import FinishReason, GenerationState, StopStrings
@@ -34,6 +35,15 @@ def test_a_stop_string_of_several_tokens_ends_the_text_before_it() -> None:
     assert (found.text, found.finish_reason) == ("One.", FinishReason.stop_string)
     assert bytes(found.tokens) == b"One.\n\n"  # those of the stop string too
     assert found.log_probabilities == (-0.5,) * 6
+
+
+@pytest.mark.parametrize("kind", ["word level", "word piece", "llama"])
+def test_a_word_behind_an_unknown_one_keeps_its_space(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    *prompt, last = tokenizer.encode_prompt("the \u4e2d dog")
+    assert prompt[-1] == tokenizer.unk_id
+    generation = GenerationState(tokenizer, prompt, StopStrings(()))
+    assert generation.add(NewToken(last, -0.5)) == " dog"
 
 
 def test_text_is_delayed_only_while_it_may_begin_a_stop_string() -> None:

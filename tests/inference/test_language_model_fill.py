@@ -245,7 +245,7 @@ def test_generate_py_converses(kind: str, capsys: pytest.CaptureFixture[str], mo
     ]
     penalty = {"repetition_penalty": 1.1} if kind == "causal" else {}  # what null means everywhere
     assert {name: value for name, value in asked[0][1].items() if name == "repetition_penalty"} == penalty
-    for name, value in {"trace": "true", "log_probabilities": True}.items():
+    for name, value in {"trace": "true", "log_probabilities": True, "prompt": "hello"}.items():
         with pytest.raises(
             ConfigError, match=rf"{name}=\S+ means nothing in a conversation\. Leave {name} out, or leave"
         ):

@@ -15,6 +15,7 @@ from pretrain.config.run import RunConfig
 from pretrain.config.scripts import ExportConfig
 from pretrain.config.serialize import to_dict
 from pretrain.data.config import BytesTokenizerConfig, PythonDocsConfig, TextFilesConfig
+from pretrain.data.fine_tuning_config import ChatConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.interop import comparison, export
@@ -32,7 +33,9 @@ from pretrain.optim.schedules import CosineConfig
 NANO = shape("llama", vocab_multiple=64, context_length=64)
 
 
-def run_of(folder: Path, config: TransformerConfig, causal: bool, **settings: Any) -> Path:
+def run_of(
+    folder: Path, config: TransformerConfig, causal: bool, tokenizer: Tokenizer = BYTES, **settings: Any
+) -> Path:
     """Write what a run of a random model leaves behind, and return its folder."""
     objective = CausalConfig() if causal else MaskedConfig()
     chosen: dict[str, Any] = {"data": PythonDocsConfig(), "seed": 3, "objective": objective} | settings
@@ -48,7 +51,7 @@ def run_of(folder: Path, config: TransformerConfig, causal: bool, **settings: An
     parts: dict[str, Any] = {"model": dict(model.named_parameters()), "optimizer": {}, "random": {}}
     progress = {"tokens_seen": 7000, "data_fingerprint": "d" * 64, "tokenizer_fingerprint": BYTES.fingerprint}
     manifest = {"config": to_dict(run), "progress": progress}
-    checkpoint_writing.write(folder / "checkpoints", 5, checkpoint_writing.Contents(parts, manifest, BYTES.save))
+    checkpoint_writing.write(folder / "checkpoints", 5, checkpoint_writing.Contents(parts, manifest, tokenizer.save))
     (folder / "report.json").write_text(json.dumps({"steps": 5, "validation": {"val/loss": 1.25}}))
     return folder
 
@@ -84,6 +87,18 @@ def test_a_causal_run_goes_on_in_transformers_with_the_same_tokens(runs: dict[st
     assert tokenizer.model_max_length == 64
     assert tokenizer.decode(row[0], skip_special_tokens=True) == ours
     assert LanguageModel.load(tmp_path / "out").generate("the fox", temperature=0, max_new_tokens=30) == ours
+
+
+def test_a_conversing_model_may_write_the_end_of_its_turn_and_stops_there(tmp_path: Path) -> None:
+    """Its template ends a turn with another token than a document, as that of Qwen2.5's bases does."""
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ pad_token }}{% endfor %}"
+    tokenizer = Tokenizer(BYTES._inner, BYTES.roles, template)
+    data = ChatConfig(path="dialogs.jsonl")
+    export_model(ExportConfig(output=str(tmp_path / "out")), run_of(tmp_path / "run", NANO, True, tokenizer, data=data))
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [BYTES.eos_id, BYTES.pad_id]
+    assert written["suppress_tokens"] == [BYTES.mask_id, *range(BYTES.vocab_size, 320)]
+    assert "in the chat template of its tokenizer" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("tied", [True, False])

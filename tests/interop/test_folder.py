@@ -15,7 +15,9 @@ from folders import BYTES, Bomb, write_ours
 from safetensors.torch import load_file, save_file
 
 from pretrain.data.tokenizers.train_bpe import train_bpe
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.evaluation.config import EvalConfig
+from pretrain.evaluation.run import score
 from pretrain.files.untrusted_files import MAX_JSON_BYTES
 from pretrain.interop.families import (
     APERTUS_FAMILY,
@@ -149,6 +151,8 @@ WRONG_KEYS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_scaling": {"type": "longrope", "factor": 2.0}}, 'type="longrope" is not supported, only default'),
     ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_slow": 64.0}},
      "rope_scaling describes positions that cannot be: model.rope_scaling.beta_slow=64.0 must be below"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 0.5}},
+     "rope_scaling describes positions that cannot be: model.rope_scaling.factor=0.5 is not a number from 1 up"),
     ("llama", {"model_type": "olmo3", "rope_theta": 7.0, "rope_parameters": None},
      "rope_theta=7.0 is not inside rope_parameters of sliding_attention, and versions of transformers"),
     ("llama", {"model_type": "phi3", "head_dim": None, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
@@ -164,6 +168,8 @@ WRONG_KEYS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"vocab_size": 300}, "vocab_size=300 is not a whole number from 1 to 259, the largest dimension of its"),
     ("llama", {"eos_token_id": 5}, "eos_token_id=5 is no special token of the tokenizer beside it"),
     ("llama", {"eos_token_id": [5, 256]}, ""),
+    ("llama", {"eos_token_id": []}, ""),
+    ("llama", {"eos_token_id": [[2], 5]}, "eos_token_id=[[2], 5] is no special token of the tokenizer beside it"),
     ("llama", {"model_type": "mistral", "layer_types": ["full_attention"]}, "is not supported here, only one window"),
     ("qwen3", {"layer_types": ["full_attention"]}, "is not sliding_attention or full_attention for each"),
     ("qwen3", {"layer_types": ["full_attention", "chunked"]}, "is not sliding_attention or full_attention for"),
@@ -247,6 +253,23 @@ def test_tensors_that_must_be_one_are_one(make: Make) -> None:
     weights = {name: value for name, value in load_file(folder / "model.safetensors").items() if "cls." not in name}
     save_file(weights | {"cls.predictions.decoder.bias": torch.ones(259)}, folder / "model.safetensors")
     assert "holds cls.predictions.decoder.bias, which its model does not have." in refused(folder)
+
+
+def test_a_model_without_a_head_embeds_and_predicts_nothing(make: Make) -> None:
+    """Such as all-MiniLM-L6-v2: the logits of its embeddings' matrix would mean nothing."""
+    folder = make("bert", architectures=["BertModel"])
+    weights = {name: value for name, value in load_file(folder / "model.safetensors").items() if "cls." not in name}
+    save_file(weights, folder / "model.safetensors")
+    llm = LanguageModel.load(folder)
+    assert llm.embed("a fox").shape == (32,)
+    assert "embeds texts" in repr(llm)
+    for predicts in (lambda: llm.predict_mask("a [MASK]"), lambda: llm.score("a fox")):
+        with pytest.raises(
+            ConfigError, match=r"this model embeds texts and has no head that predicts tokens\. Use embed"
+        ):
+            predicts()
+    with pytest.raises(ConfigError, match=r"embeds texts, and task=documents scores predictions of tokens"):
+        score(EvalConfig(checkpoint=str(folder), path=str(folder / "config.json")), folder)
 
 
 def test_one_tensor_under_two_names_is_refused(make: Make) -> None:

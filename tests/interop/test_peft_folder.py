@@ -79,6 +79,8 @@ def test_names_are_short_where_all_matrices_have_an_adapter(tmp_path):
         ({"modules_to_save": ["lm_head"]}, r'modules_to_save=\["lm_head"\] is not supported, only null'),
         ({"init_lora_weights": "pissa"}, r'init_lora_weights="pissa" may have changed the base'),
         ({"lora_alpha": 0}, r"lora_alpha=0 is not above 0"),
+        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens=\[1, 2\] is not supported, only null"),
+        ({"alpha_pattern": {r"layers\.[01].*q_proj": 64}}, r"alpha_pattern=.* holds the pattern .*only names of modul"),
     ],
 )
 def test_settings_that_compute_something_else_are_refused(tmp_path, changes, message):
@@ -89,6 +91,39 @@ def test_settings_that_compute_something_else_are_refused(tmp_path, changes, mes
     sizes = {key: parameter.shape for key, parameter in model.named_parameters()}
     with pytest.raises(CheckpointError, match=message):
         read_adapters(tmp_path, sizes, ALL, family)("blocks.0.attention.query.lora.b", torch.zeros(32, 3))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "alpha"),
+    [
+        ({"q_proj": 20}, 20.0),
+        ({"^model.layers.0.self_attn.q_proj": 20}, 20.0),  # as in PEFT's own example
+        ({"^layers.0.self_attn.q_proj": 20}, 5.0),  # not its whole name
+        ({"layers.0.self_attn.q_proj": 20, "q_proj": 7}, 20.0),  # the first one counts
+    ],
+)
+def test_a_module_has_the_alpha_that_peft_gives_it(tmp_path, pattern, alpha):
+    model, family, saved = with_adapters("llama", ALL, tmp_path)
+    write_adapters(tmp_path, saved, family, ALL, base=None)
+    record = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(record | {"alpha_pattern": pattern}))
+    sizes = {key: parameter.shape for key, parameter in model.named_parameters()}
+    name = "blocks.0.attention.query.lora.b"
+    found = read_adapters(tmp_path, sizes, ALL, family)(name, torch.zeros(sizes[name]))
+    assert_close(found, saved[name] * (alpha / ALL.alpha))
+
+
+def test_a_part_of_a_fused_matrix_that_has_no_adapter_here_is_not_lost(tmp_path):
+    """An adapter of GPT-2's c_attn changes queries, keys and values at once."""
+    model, family, saved = with_adapters("gpt", LoraConfig(rank=3, targets=["*.query", "*.value"]), tmp_path)
+    write_adapters(tmp_path, saved, family, ALL, base=None)
+    del model
+    for targets, lost in ((["*.query"], "blocks.0.attention.value"), (["*.value"], "blocks.0.attention.query")):
+        fewer = random_model(shape("gpt"), 260, causal=True)
+        add_adapters(fewer, LoraConfig(rank=3, targets=targets))
+        sizes = {key: parameter.shape for key, parameter in fewer.named_parameters()}
+        with pytest.raises(ConfigError, match=rf"adapts 'transformer\.h\.0\.attn\.c_attn', in which {lost} is changed"):
+            read_adapters(tmp_path, sizes, ALL, family)
 
 
 def test_damaged_folders_are_refused(tmp_path):

@@ -19,6 +19,7 @@ from test_export import run_of
 from pretrain.commands.tasks import export
 from pretrain.config.scripts import ExportConfig
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.interop.push import push_folder
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content")  # the hub's client to its own HTTP library
@@ -84,6 +85,25 @@ def test_a_public_repository_is_asked_for(hub: HubServer, run: Path, tmp_path: P
     del hub.repositories["ada/fox"]
     push(run, tmp_path / "again", public=True)
     assert not hub.repositories["ada/fox"].private
+
+
+def test_what_is_reported_is_what_the_hub_has(hub: HubServer, tmp_path: Path) -> None:
+    """Files in folders count, and public=true makes no public repository of a private one."""
+    (tmp_path / "1_Pooling").mkdir()
+    for name in ("README.md", "1_Pooling/config.json"):
+        (tmp_path / name).write_text("{}")
+    hub.repositories["ada/fox"] = Repository(private=True)
+    told = push_folder(ExportConfig(output=str(tmp_path), push="ada/fox", public=True), "ada")
+    assert told.startswith(f"pushed    2 files to {hub.url}/ada/fox as ada, private as before\n")
+    assert set(hub.repositories["ada/fox"].files) == {"README.md", "1_Pooling/config.json"}
+
+
+def test_adapters_leave_the_weights_of_a_model_beside_them(hub: HubServer, tmp_path: Path) -> None:
+    hub.repositories["ada/fox"] = Repository(private=True)
+    hub.repositories["ada/fox"].files["model.safetensors"] = b"weights"
+    (tmp_path / "adapter_config.json").write_text("{}")
+    push_folder(ExportConfig(output=str(tmp_path), push="ada/fox", adapters=True), "ada")
+    assert set(hub.repositories["ada/fox"].files) == {"model.safetensors", "adapter_config.json"}
 
 
 def test_a_refused_token_is_said_before_anything_is_written(

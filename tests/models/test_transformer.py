@@ -16,7 +16,7 @@ from pretrain.errors import ConfigError
 from pretrain.kernels.softcap import Softcap
 from pretrain.models import attention
 from pretrain.models.attention import MAX_EAGER_SCORES, Attention, attend, attend_capped
-from pretrain.models.choices import Activation, AttentionGate, Head, Norm, NormPosition, Position
+from pretrain.models.choices import Activation, AttentionGate, ClassifierHead, Head, Norm, NormPosition, Position
 from pretrain.models.config import TransformerConfig
 from pretrain.models.layers import FeedForward
 from pretrain.models.masks import AttentionMask, build_block_mask, build_mask
@@ -158,6 +158,8 @@ def test_new_parts_of_a_block_equal_their_formulas() -> None:
             "kind=yarn needs a base above 1, and .*rope_base=1.0.* Try .*_base=10000",
         ),
         ("gpt", {"head_init_std": 0.0}, "head_init_std=0.0 is for .* Try model.tie_embeddings=false"),
+        ("bert", {"norm_first_block": False}, "first_block=false leaves .*norm_position=post .* Try .*_block=true"),
+        ("olmo", {"norm_first_block": False}, "first_block=false leaves .*norm_position=output has none there"),
         ("bert", {"parallel_residual": True}, "parallel_residual=true needs .*norm_position=post .*norm_position=pre"),
     ],
 )
@@ -303,6 +305,7 @@ def configs(draw: st.DrawFn) -> TransformerConfig:
     position = draw(st.sampled_from(Position))
     norm = draw(st.sampled_from(Norm))
     norm_position = draw(st.sampled_from(NormPosition))
+    flags["norm_first_block"] |= norm_position in (NormPosition.post, NormPosition.output)
     return TransformerConfig(
         n_layers=draw(st.integers(1, 3)),
         d_model=2 * heads * draw(st.integers(1, 4)),
@@ -337,6 +340,13 @@ def test_the_formula_for_the_size_equals_a_count(config: TransformerConfig, voca
     with torch.device("meta"):
         model = config.build(vocab_size, causal=True)
     assert parameter_count(config, vocab_size) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ClassifierHead)
+def test_the_size_of_a_classifier_is_counted_whatever_head_it_replaces(kind: ClassifierHead) -> None:
+    config = shape("llama", classifier_head=kind, head_init_std=0.0)
+    model = config.build(50, causal=True, n_labels=3)
+    assert config.parameter_count(50, n_labels=3) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(

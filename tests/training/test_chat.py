@@ -94,6 +94,25 @@ def test_a_turn_ends_at_the_end_of_a_turn_or_of_the_document(causal: bool, writt
     assert llm.chat("hi", temperature=0) == "a"
 
 
+@pytest.mark.parametrize(
+    "assistant",
+    ["{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}", "{{ m.content }}{{ eos_token }}"],
+)
+def test_the_blocks_and_loops_of_transformers_templates_are_read(assistant: str) -> None:
+    tokenizer = tokenizer_of("byte level")
+    user = "{% if m.role == 'user' %}{{ m.content }}{% continue %}{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}" + user + assistant + "{% endfor %}"
+    found = ChatTemplate(tokenizer).conversation([("user", "a"), ("assistant", "fox")])
+    assert [tokenizer.decode_marked(found.ids[a:b]) for a, b in found.targets] == ["fox[[</s>]]"]
+
+
+def test_messages_that_are_none_are_refused_in_one_sentence() -> None:
+    tokenizer = tokenizer_of("byte level")
+    llm = LanguageModel(Scripted([1, 2], tokenizer.vocab_size, causal=True), tokenizer)
+    with pytest.raises(ConfigError, match=r"chat\(\) takes messages .*: message without role and content"):
+        llm.chat(["hello"])  # type: ignore[list-item]
+
+
 PAIR = {"messages": pair("a", "b")}
 
 

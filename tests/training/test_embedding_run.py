@@ -49,7 +49,7 @@ def test_a_base_learns_to_embed_and_resumes_exactly(tiny, tmp_path):
     assert llm.pooling is Pooling.mean
     assert llm.embed(["the fox", "a tree"], normalize=True).shape == (2, 16)
     assert "embeds texts" in repr(llm)
-    with pytest.raises(ConfigError, match="this model was trained to embed texts and predicts no tokens"):
+    with pytest.raises(ConfigError, match="this model embeds texts and has no head that predicts tokens"):
         llm.predict_mask("a [MASK]")
     table = tmp_path / "sts.tsv"
     table.write_text("sentence1\tsentence2\tscore\nthe fox\tfox\t5\nthe fox\tgold\t0\nthe sun\tsun\t4\n")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint, step_folders
 from pretrain.checkpoint.write import Contents, write
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.config.run import RunConfig
+from pretrain.errors import CheckpointError, ConfigError, shown
 
 _TOKENIZER = "tokenizer_fingerprint"
 
@@ -46,6 +47,7 @@ def average(folders: Sequence[Path], output: Path) -> Path:
                 f"{checkpoint.folder} and {newest.folder} have different tokenizers, so that the same row of their "
                 "embeddings means other text. Average checkpoints of one run, or of runs with one tokenizer.path."
             )
+        _check_same_model(checkpoint, newest)
     tensors = {"model": _mean(saved)}
     said: dict[str, Any] = dict(newest.manifest)
     kept = {key: said[key] for key in ("progress", "config", "whole_run", "typed") if key in said}
@@ -60,6 +62,30 @@ def average(folders: Sequence[Path], output: Path) -> Path:
             (folder / path.name).write_bytes(path.read_bytes())
 
     return write(output / "checkpoints", newest.step, Contents(tensors, manifest, save_tokenizer))
+
+
+def _check_same_model(checkpoint: Checkpoint, newest: Checkpoint) -> None:
+    """Raise ConfigError where two checkpoints compute different things from weights of equal shapes."""
+    ours, theirs = checkpoint.run_config(), newest.run_config()
+    (shape, others), meaning = (ours.model.transformer, theirs.model.transformer), _meaning(theirs)
+    changed = shape.differences(others) if shape is not None and others is not None else {}
+    pairs = {f"model.{name}": pair for name, pair in changed.items()}
+    pairs |= {name: (value, meaning[name]) for name, value in _meaning(ours).items() if value != meaning[name]}
+    for name, (value, other) in pairs.items():
+        raise ConfigError(
+            f"{checkpoint.folder} and {newest.folder} are of different models: {name} differs, {shown(value)} "
+            f"and {shown(other)}. Average checkpoints of one shape."
+        )
+
+
+def _meaning(run: RunConfig) -> dict[str, object]:
+    """Return the settings beside the model's that decide what its weights mean."""
+    classifier = run.objective.classifier
+    return {
+        "causal attention": run.objective.causal,
+        "objective.labels": None if classifier is None else list(classifier.labels),
+        "lora.alpha": run.lora.alpha if run.lora.is_on else None,
+    }
 
 
 def _mean(saved: Sequence[Checkpoint]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from pretrain.checkpoint.read import Checkpoint
 from pretrain.config.run import RunConfig
 from pretrain.evaluation.config import FROM_FILES, Task
 
-_FILE_SETTINGS = ("path", "validation_path")
+_FILE_SETTINGS = ("path", "validation_path", "chat_template")
 
 
 def settings_of(
@@ -21,8 +21,8 @@ def settings_of(
 
     They are those of its stage, or those of the `whole_run` with all stages.
 
-    A relative path of text, tokenizer or examples becomes absolute if it exists below the folder in which the run was
-    started. Raises CheckpointError as `run_config` does.
+    A relative path of text, tokenizer, chat template or examples becomes absolute if it exists below the folder in
+    which the run was started. Raises CheckpointError as `run_config` does.
     """
     config = checkpoint.whole_config() if whole_run else checkpoint.run_config()
     if checkpoint.working_folder is None:
@@ -33,7 +33,8 @@ def settings_of(
     for key, holder, name in _path_settings(config):
         values = holder if isinstance(holder, list | dict) else vars(holder)
         saved = values[name]
-        path = str(home / saved) if saved and not Path(saved).is_absolute() else ""
+        is_path = saved and not (name == "chat_template" and saved in ("auto", "plain"))
+        path = str(home / saved) if is_path and not Path(saved).is_absolute() else ""
         if path and (Path(path).exists() or glob.glob(path)):  # noqa: PTH207  (as text_files reads a pattern)
             values[name] = path
             report(f"  {key}: {saved} is {path}")

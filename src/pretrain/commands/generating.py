@@ -30,7 +30,7 @@ def generate(config: GenerateConfig) -> None:
         _refuse(config, ALL, "for a model that classifies texts or predicts a number of one", "take its base model")
         _print_labels(config, language_model)
     elif config.chat:
-        _refuse(config, ("trace", "log_probabilities"), "in a conversation", "leave chat=true out")
+        _refuse(config, ("prompt", "trace", "log_probabilities"), "in a conversation", "leave chat=true out")
         _converse(config, language_model)
     else:
         fills = "[MASK]" in config.prompt or not language_model.completes

@@ -251,17 +251,16 @@ def average(config: AverageConfig, overrides: list[str]) -> None:
     """Write the average and print where it is."""
     from pretrain.checkpoint.average import average as write_average
     from pretrain.checkpoint.average import last_checkpoints
-    from pretrain.checkpoint.read import latest_run
     from pretrain.checkpoint.remote import local_copy, local_path
     from pretrain.files.object_storage import is_remote
+    from pretrain.interop.load import chosen_model, run_or_model
 
     cache = Path(config.paths.cache_dir)
     folders = [local_path(each, cache) for each in config.checkpoints]
     if not folders and is_remote(config.run):
         folders = last_checkpoints(local_copy(config.run, cache, last=config.last), config.last)
     elif not folders:
-        run = latest_run(config.paths.logs_dir) if config.run == "auto" else Path(config.run)
-        folders = last_checkpoints(run, config.last)
+        folders = last_checkpoints(run_or_model(Path(chosen_model(config.run, config.paths))), config.last)
     path = write_average(folders, Path(config.output))
     print(printable(f"averaged {len(folders)} checkpoints\ncheckpoint  {path}"))
 

@@ -86,8 +86,8 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
 
 
 def _check_predicts_tokens(config: EvalConfig, path: str | Path, folder: ModelFolder) -> None:
-    """Raise ConfigError for a model fine-tuned into something else than one that predicts tokens."""
-    if folder.objective.embedding_pooling is not None:
+    """Raise ConfigError for a model without a head that predicts tokens."""
+    if folder.pooling is not None:
         raise ConfigError(
             f"checkpoint={path} embeds texts, and task={config.task.name} scores predictions of tokens. "
             "Take task=sts or task=retrieval."

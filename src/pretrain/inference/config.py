@@ -45,7 +45,7 @@ class GenerateConfig(Settings):
     weights: SavedWeights = setting(SavedWeights.trained, "Weights of the run: trained, or ema, their moving average.")
     dtype: InferenceDtype = setting(InferenceDtype.fp32, "Number format of the weights: fp32, bf16, or int8 on CPUs.")
     prompt: str = setting(
-        "The", r"Text to continue, or to fill where it has [MASK]; \n is a new line, \t a tab, \\ a backslash."
+        "The", r"Text to continue, or to fill where it has [MASK]; taken as it stands: a \n stays two characters."
     )
     chat: bool = setting(
         False, "Converse: each line of standard input is a turn of the user, written by the model's chat template."

@@ -23,7 +23,7 @@ def prepare_for_inference(
         names = ", ".join(known.value for known in InferenceDtype)
         raise ConfigError(f"dtype={dtype} is not a number format of weights. Choose one of: {names}.") from error
     if wanted is InferenceDtype.int8:
-        if torch.device(device).type != "cpu":
+        if not str(device).startswith("cpu"):
             raise ConfigError(
                 f"dtype=int8 works on CPUs only, and device={device} is not one. Try device=cpu, or dtype=fp32."
             )

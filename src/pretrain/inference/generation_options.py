@@ -37,6 +37,14 @@ def check_options(method: str, kind: Any, options: Mapping[str, Any], causal: bo
             )
 
 
+def listed(prompts: Sequence[str | list[int]]) -> list[str | list[int]]:
+    """Return the prompts of complete() in a list; raises ConfigError for one text or the ids of one."""
+    if isinstance(prompts, str) or any(isinstance(prompt, Integral) for prompt in prompts):
+        kind = "text" if isinstance(prompts, str) else "list of ids"
+        raise ConfigError(f"complete() takes a list of prompts, and this is one {kind}. Try complete([prompt]).")
+    return list(prompts)
+
+
 def check_prompts(rows: Sequence[Sequence[Any]], vocab_size: int, causal: bool) -> None:
     """Raise ConfigError for no prompts, for ids that are none of the vocabulary, and for one of a causal model without.
 

@@ -12,6 +12,7 @@ from pretrain import __version__
 from pretrain.checkpoint.read import EMA
 from pretrain.config.scripts import ExportConfig
 from pretrain.data.config import DataConfig
+from pretrain.data.tokenizers.chat_template import ChatTemplate
 from pretrain.errors import CheckpointError, ConfigError, printable
 from pretrain.files.records import read_record
 from pretrain.files.untrusted_files import read_json
@@ -27,7 +28,7 @@ from pretrain.interop.comparison import (
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, choose_family
 from pretrain.interop.load import ModelFolder, open_model
-from pretrain.interop.model_card import CuratedText, ModelCard
+from pretrain.interop.model_card import CuratedText, ModelCard, purpose_of
 from pretrain.interop.peft_folder import write_adapters
 from pretrain.interop.sentence_transformers_folder import write_modules
 from pretrain.interop.vocab_padding import without_vocab_padding
@@ -183,12 +184,10 @@ def _write(
     model, tokenizer = source.without_weights(), source.tokenizer
     assert isinstance(model, Transformer)
     write_weights(folder, family, model, source.values(model), config.max_shard_bytes)
-    added_ids, suppress_tokens = tokenizer.added_ids, list[int]()
-    if source.run is not None:  # trained on documents between BOS and EOS, without other special tokens
+    added_ids = tokenizer.added_ids
+    if source.run is not None:  # trained on documents between BOS and EOS
         added_ids = [tokenizer.bos_id], [tokenizer.eos_id] if _is_of_texts(source) else []
-        suppress_tokens = sorted(tokenizer.special_ids - {tokenizer.eos_id})
-        suppress_tokens += range(tokenizer.vocab_size, model.vocab_size)
-    write_settings(folder, family, model, tokenizer, suppress_tokens)
+    write_settings(folder, family, model, tokenizer, _generation(source, model.vocab_size))
     write_tokenizer(folder, tokenizer, added_ids, model.config)
     if config.sentence_transformers or _embeds(source):
         write_modules(folder, source, added_ids)
@@ -203,12 +202,23 @@ def _write(
         provenance=_provenance(source),
         scores=_scores(source),
         corpora=_corpora(source),
-        denoises=source.objective.denoises,
-        labels=source.objective.classifier.labels if source.objective.classifier else (),
+        purpose="" if source.run is None else purpose_of(source.objective, source.run.data),
         evaluations=evaluations,
     )
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     return card, added_ids
+
+
+def _generation(source: ModelFolder, vocab_size: int) -> dict[str, Any]:
+    """Return keys of generation_config.json: what ends a text, and what a run's model was never trained to write."""
+    tokenizer = source.tokenizer
+    if source.run is None:
+        return {}
+    ends = [tokenizer.eos_id]
+    if any(part.has_messages for part in source.run.data.parts().values()):  # else no turn was learned, nor its end
+        ends = list(dict.fromkeys((*ends, ChatTemplate(tokenizer).end_id)))
+    suppressed = [*sorted(tokenizer.special_ids - {*ends}), *range(tokenizer.vocab_size, vocab_size)]
+    return {"eos_token_id": ends if len(ends) > 1 else ends[0], "suppress_tokens": suppressed or None}
 
 
 def _embeds(source: ModelFolder) -> bool:
@@ -248,7 +258,7 @@ def _provenance(source: ModelFolder) -> dict[str, object]:
         "license of the data": _data_license(source),
         "data fingerprint": metadata.get("data_fingerprint"),
         "tokenizer fingerprint": metadata.get("tokenizer_fingerprint"),
-        "weights": "moving average" if metadata.get("weights") == EMA else None,
+        "weights": _averaged(metadata),
         "optimizer steps": f"{metadata['step']:,}",
         "tokens seen": f"{metadata.get('tokens_seen', 0):,}",
         "batch size": f"{run.batch_size:,} rows of {run.model.context_length:,} tokens",
@@ -258,6 +268,14 @@ def _provenance(source: ModelFolder) -> dict[str, object]:
         "written by": f"pretrain {__version__}; trained with torch {metadata.get('torch')}",
     }
     return {name: value for name, value in rows.items() if value not in (None, "")}
+
+
+def _averaged(metadata: dict[str, Any]) -> str | None:
+    """Return of what the weights are an average; None for those of one step."""
+    if metadata.get("weights") == EMA:
+        return "moving average"
+    steps = metadata.get("average_of")
+    return f"mean of the checkpoints of steps {', '.join(map(str, steps))}" if isinstance(steps, list) else None
 
 
 def _corpora(source: ModelFolder) -> dict[str, CuratedText]:

@@ -173,8 +173,8 @@ def _vocab_multiple(record: ConfigJson, tokenizer: Tokenizer) -> int:
         )
     for key in ("bos_token_id", "eos_token_id"):
         value = record.values.get(key)
-        ids = value if isinstance(value, list) else [value]
-        if isinstance(ids[0], int) and not tokenizer.special_ids.intersection(ids):
+        ids = {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)}
+        if ids and not tokenizer.special_ids & ids:
             raise record.error(key, "is no special token of the tokenizer beside it, which is not this model's")
     spare = rows - tokenizer.vocab_size
     small = [n for n in range(1, math.isqrt(rows) + 1) if rows % n == 0]

@@ -27,6 +27,7 @@ from pretrain.models.interface import LanguageModule, allocate, build_model
 from pretrain.models.lora import A, B, adapted, merged
 from pretrain.models.lora_config import LoraConfig
 from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
+from pretrain.objectives.fine_tuning_config import Pooling
 from pretrain.parallel.mesh import load_parameters
 from pretrain.program import command
 from pretrain.training.config import PathsConfig, SavedWeights
@@ -48,6 +49,12 @@ class ModelFolder:
     values: Callable[[LanguageModule], LoadParameter]  # checks all names and shapes, then reads parameters by name
     run: RunConfig | None = None  # settings of the run that wrote it; None for a Hugging Face folder
     saved: TensorFiles | None = None  # tensors of the checkpoint, adapters apart from their matrices
+    has_head: bool = True  # False: of a Hugging Face class without the layers that predict tokens
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How a model that predicts no tokens, or no labels, represents a text; None for others."""
+        return self.objective.embedding_pooling or (None if self.has_head else Pooling.auto)
 
     def without_weights(self) -> LanguageModule:
         """Return the model on the meta device, which takes no memory."""
@@ -194,11 +201,17 @@ def _of_checkpoint(checkpoint: Checkpoint, weights: SavedWeights) -> ModelFolder
         shape=run.model,
         objective=run.objective,
         starts_with_bos=True,  # like the documents in its training
-        metadata={"step": checkpoint.step, **checkpoint.progress, **({"weights": part} if part == EMA else {})},
+        metadata={"step": checkpoint.step, **checkpoint.progress, **_averages(checkpoint, part)},
         values=partial(saved_values, checkpoint, run.lora, part=part),
         run=run,
         saved=checkpoint.tensors(part),
     )
+
+
+def _averages(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+    """Return what a checkpoint's weights are an average of, if they are one."""
+    steps = checkpoint.manifest.get("average_of")
+    return {"weights": part} if part == EMA else {"average_of": steps} if steps else {}
 
 
 def _of_hugging_face(folder: Path) -> ModelFolder:
@@ -212,4 +225,5 @@ def _of_hugging_face(folder: Path) -> ModelFolder:
         starts_with_bos=model.tokenizer.added_ids[0] == [model.tokenizer.bos_id],
         metadata={"architecture": model.family.class_of(model.shape)},
         values=model.values,
+        has_head=model.family.class_of(model.shape) != model.family.bare,
     )

@@ -1,10 +1,12 @@
 """README.md of an exported model: architecture, provenance, use."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pretrain.data.config import DataConfig
 from pretrain.data.sources.source import printable
 from pretrain.files.records import Count
+from pretrain.objectives.config import ObjectiveConfig
 
 LICENSES_SHOWN = 30
 _ABOUT = {  # tasks whose figures are easily misread
@@ -93,8 +95,7 @@ class ModelCard:
     provenance: Mapping[str, object]
     scores: Mapping[str, float]
     corpora: Mapping[str, CuratedText] = field(default_factory=dict)  # by source of the run; a single one is named ""
-    denoises: bool = False  # whether it is a masked diffusion
-    labels: Sequence[str] = ()  # of a classifier
+    purpose: str = ""  # sentences in Markdown, of `purpose_of`
     evaluations: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # figures by task of eval.py
 
     def __str__(self) -> str:
@@ -107,16 +108,8 @@ class ModelCard:
         header = ["library_name: transformers", f"pipeline_tag: {tasks.get(self.auto_class, 'feature-extraction')}"]
         header += [f"license: {_plain(self.license)}"] if self.license else []
         lines = ["---", *header, "tags:", "- pretrain", "---", "", f"# {_plain(self.title)}", ""]
-        does = (
-            "A masked diffusion model: it fills any share of masks in a text, and writes by filling masks behind a "
-            "prompt, several at a time, which `pretrain` does and transformers' fill-mask pipeline does not."
-            if self.denoises
-            else "A base model: it completes text like its training data."
-        )
-        if self.labels:
-            does = f"A classifier of texts into the labels {', '.join(map(_plain, self.labels))}."
         origin = (
-            f"trained with `pretrain`. {does} It is not tuned to follow instructions or to be safe."
+            f"trained with `pretrain`. {self.purpose}"
             if self.trained_here
             else "converted by `pretrain` from a model trained elsewhere; see the original model's page for its use."
         )
@@ -141,6 +134,43 @@ class ModelCard:
         license_line = f"Weights: {_plain(self.license) if self.license else 'not stated'}."
         lines += ["", "## License", "", f"{license_line} The license of the data, if known, is in the tables above."]
         return "\n".join(lines) + "\n"
+
+
+def purpose_of(objective: ObjectiveConfig, data: DataConfig) -> str:
+    """Return what a model is for that was trained with these settings, sentences in Markdown."""
+    parts = data.parts().values()
+    templates = dict.fromkeys("{prompt}".join(found) for part in parts if (found := part.prompt_template()))
+    if any(part.has_messages for part in parts):
+        tuning = (
+            "It was fine-tuned on conversations, in the chat template of its tokenizer. It is not tuned to be safe."
+        )
+    elif templates:
+        written = " or ".join(f'"{_plain(template)}{{response}}"' for template in templates)
+        tuning = f"It was fine-tuned to respond to prompts in the template {written}. It is not tuned to be safe."
+    else:
+        tuning = "It is not tuned to follow instructions or to be safe."
+    base = "A base model" if tuning.startswith("It is not") else "A fine-tuned model"
+    return f"{_does(objective, base)} {tuning}"
+
+
+def _does(objective: ObjectiveConfig, base: str) -> str:
+    if objective.classifier is not None:
+        return f"A classifier of texts into the labels {', '.join(map(_plain, objective.classifier.labels))}."
+    if objective.embedding_pooling is not None:
+        return "A model of embeddings: it was fine-tuned to give texts that belong together vectors that are alike."
+    if objective.denoises:
+        return (
+            "A masked diffusion model: it fills any share of masks in a text, and writes by filling masks behind a "
+            "prompt, several at a time, which `pretrain` does and transformers' fill-mask pipeline does not."
+        )
+    if not objective.causal:
+        return f"{base}: it fills masks in texts like its training data."
+    if objective.fills_masks:
+        return (
+            f"{base}: it completes text like its training data. It was also trained to fill masks with attention in "
+            "both directions, which `pretrain` does and this class of transformers does not."
+        )
+    return f"{base}: it completes text like its training data."
 
 
 def _clean_items(corpora: Mapping[str, CuratedText]) -> str:

@@ -6,7 +6,8 @@ Source of the names: https://github.com/huggingface/peft, src/peft/tuners/lora.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from pretrain.models.lora_config import LoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+_PLAIN_NAME = re.compile(r"\^?[\w.-]+")  # of a module; PEFT takes it for a regular expression
+_ONLY_NULL = (
+    "modules_to_save", "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
+)  # fmt: skip
 _INITS = (True, False, None, "gaussian")  # others change the weights of the base too
 
 Sizes = Mapping[str, torch.Size]
@@ -156,6 +161,7 @@ def read_adapters(folder: Path, sizes: Sizes, config: LoraConfig, family: Family
         return torch.cat([b[:, used] * (_scale(record, matrix.module, len(a)) / config.scale), padding], 1)
 
     _check_shapes(files, matrices)
+    _check_parts(folder, files, matrices.values())
     return load
 
 
@@ -176,9 +182,13 @@ def _check_kind(record: ConfigJson) -> None:
             raise record.error(key, "is not supported, only false")
     if record.text("bias", "none") != "none":
         raise record.error("bias", 'is not supported, only "none"')
-    for key in ("modules_to_save", "layer_replication", "target_parameters", "trainable_token_indices"):
+    for key in _ONLY_NULL:
         if record.values.get(key):
             raise record.error(key, "is not supported, only null")
+    for name in record.section("alpha_pattern").values:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise record.error("alpha_pattern", f"holds the pattern {_shown(name)}, and only names of modules or their "
+                               "ends are read, such as q_proj")  # fmt: skip
     init = record.values.get("init_lora_weights")
     if not (isinstance(init, bool | None) or init in _INITS):
         raise record.error("init_lora_weights", "may have changed the base, and only true, false and gaussian do not")
@@ -210,15 +220,34 @@ def _check_shapes(files: TensorFiles, matrices: Mapping[str, _Matrix]) -> None:
             files.check_weight(theirs + _B, torch.Size([matrix.outputs, rank]), hint)
 
 
+def _check_parts(folder: Path, files: TensorFiles, matrices: Iterable[_Matrix]) -> None:
+    """Raise ConfigError for an adapter that changes rows of a fused matrix that are of none of our adapters."""
+    for matrix in matrices:
+        parts = [name.removesuffix(".weight") for name in matrix.stored.parts]
+        name = f"{_PREFIX}{matrix.module}{_B}"
+        if name not in files or len(parts) == len(matrix.modules):
+            continue
+        b = files.read(name)
+        lost = [module for module in parts if module not in matrix.modules and bool(b[matrix.rows(module)].any())]
+        if lost:
+            raise ConfigError(
+                f"lora.init_from={printable(str(folder))} adapts {_shown(matrix.module)}, in which {', '.join(lost)} "
+                "is changed too, and lora.targets leaves that out. Try 'lora.targets=[blocks.*]'."
+            )
+
+
 def _scale(record: ConfigJson, module: str, rank: int) -> float:
-    """Return the factor of an adapter's output; a name in `alpha_pattern` is the end of the module's, not a pattern."""
-    alpha = record.positive("lora_alpha", 8.0)
+    """Return the factor of an adapter's output: the first name in `alpha_pattern` that is the module's or its end."""
     patterns = record.section("alpha_pattern")
-    for name in patterns.values:
-        if module == name or module.endswith(f".{name}"):
-            alpha = patterns.positive(name)
+    alpha = next((patterns.positive(name) for name in patterns.values if _is_named(module, name)), None)
+    alpha = record.positive("lora_alpha", 8.0) if alpha is None else alpha
     assert alpha is not None
     return alpha / (rank**0.5 if record.flag("use_rslora", False) else rank)
+
+
+def _is_named(module: str, name: str) -> bool:
+    """Whether a name in `alpha_pattern` is a module's, or, without "^", the end of a module's."""
+    return module == name.removeprefix("^") or module.endswith(f".{name}")
 
 
 def _shown(name: str) -> str:

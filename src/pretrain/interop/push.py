@@ -38,28 +38,34 @@ def sign_in(config: ExportConfig) -> str | None:
     hub = _hub()
     with _as_checkpoint_error(config.push):
         account = str(hub.whoami()["name"])
-        if not config.public and hub.repo_exists(config.push):
-            _check_private(hub, config.push)
+        if not config.public and hub.repo_exists(config.push) and not _is_private(hub, config.push):
+            raise _is_public(config.push)
     return account
 
 
 def push_folder(config: ExportConfig, account: str) -> str:
     """Send the files of `config.output` in one commit, and return the lines that say where they are.
 
-    A new repository is private unless `config.public`. Weights that an earlier push left there are replaced.
+    A new repository is private unless `config.public`. Weights that an earlier push left there are replaced by those
+    of a model, and stay beside adapters.
     Raises CheckpointError where the hub refuses or cannot be reached; the folder stays.
     """
     assert config.push is not None
-    hub, shown = _hub(), "public" if config.public else "private"
+    hub = _hub()
     by_hand = f"hf upload {config.push} {config.output} ." + (" --private" if not config.public else "")
     with _as_checkpoint_error(config.push, f" The folder is complete. To send it: {by_hand}"):
         hub.create_repo(config.push, private=not config.public, exist_ok=True)
-        if not config.public:
-            _check_private(hub, config.push)
+        is_private = _is_private(hub, config.push)  # one that existed keeps what it was
+        if not config.public and not is_private:
+            raise _is_public(config.push)
         sent = hub.upload_folder(
-            repo_id=config.push, folder_path=config.output, commit_message="Export", delete_patterns=_REPLACED
+            repo_id=config.push,
+            folder_path=config.output,
+            commit_message="Export",
+            delete_patterns=None if config.adapters else _REPLACED,  # adapters may lie beside the model's weights
         )
-    files = sum(1 for path in Path(config.output).iterdir() if path.is_file())
+    files = sum(1 for path in Path(config.output).rglob("*") if path.is_file())
+    shown = "public" if not is_private else "private as before" if config.public else "private"
     return f"pushed    {files} files to {hub.endpoint}/{config.push} as {account}, {shown}\ncommit    {sent.oid}"
 
 
@@ -69,11 +75,14 @@ def _hub() -> HfApi:
     return HfApi()
 
 
-def _check_private(hub: HfApi, name: str) -> None:
-    if not hub.repo_info(name).private:
-        raise ConfigError(
-            f"push={name} is a public repository, and public=false. Try public=true, or a repository of another name."
-        )
+def _is_private(hub: HfApi, name: str) -> bool:
+    return bool(hub.repo_info(name).private)
+
+
+def _is_public(name: str) -> ConfigError:
+    return ConfigError(
+        f"push={name} is a public repository, and public=false. Try public=true, or a repository of another name."
+    )
 
 
 @contextmanager

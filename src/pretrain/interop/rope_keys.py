@@ -151,7 +151,8 @@ def _read_scaling(parameters: ConfigJson, record: ConfigJson, kind: str) -> Rope
     missing = sorted(key for key in required if parameters.values.get(key) is None)
     if missing:
         raise CheckpointError(f"{parameters.location} has no {missing[0]}, which the rope type {kind} needs.")
-    scaling = RopeScalingConfig(_SCALINGS[kind], factor=parameters.positive("factor") or 1.0)
+    scaling = RopeScalingConfig(_SCALINGS[kind])
+    scaling.factor = parameters.positive("factor") or 1.0
     for name in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"):
         if name in _OF_SCALING[kind]:
             setattr(scaling, name, parameters.positive(name, getattr(scaling, name)))

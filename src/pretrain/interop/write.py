@@ -1,7 +1,7 @@
 """Write a Hugging Face folder: config.json, safetensors (sharded above a size), tokenizer, generation settings."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ _BYTES = 4  # of a float32
 
 
 def write_settings(
-    folder: Path, family: Family, model: Transformer, tokenizer: Tokenizer, suppress_tokens: Sequence[int] = ()
+    folder: Path, family: Family, model: Transformer, tokenizer: Tokenizer, generation: Mapping[str, Any] | None = None
 ) -> None:
-    """Write config.json and, for a causal model, generation_config.json; `suppress_tokens` are never generated."""
+    """Write config.json and, for a causal model, generation_config.json, with the keys of `generation` that are set."""
     ids: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id
     }  # fmt: skip
@@ -44,9 +44,8 @@ def write_settings(
         record |= {} if tokenizer.mask_id is None else {"mask_token_id": tokenizer.mask_id}
     _write_json(folder / CONFIG, record)
     if family.auto_class(model.config) == "AutoModelForCausalLM":
-        pad = tokenizer.padding_id
-        suppressed = {"suppress_tokens": list(suppress_tokens)} if suppress_tokens else {}
-        _write_json(folder / "generation_config.json", ids | {"pad_token_id": pad} | suppressed)
+        more = {key: value for key, value in (generation or {}).items() if value is not None}
+        _write_json(folder / "generation_config.json", ids | {"pad_token_id": tokenizer.padding_id} | more)
 
 
 def write_weights(

@@ -368,7 +368,7 @@ class TransformerConfig(ModelConfig):
 
         if n_labels is None:
             return parameter_count(self, vocab_size)
-        headless = replace(self, tie_embeddings=True, head=Head.linear)
+        headless = replace(self, tie_embeddings=True, head=Head.linear, head_init_std=None)
         return parameter_count(headless, vocab_size) + classifier_head_parameters(self, n_labels)
 
     @property

@@ -55,6 +55,11 @@ def check_shape(config: TransformerConfig) -> None:
             f"model.norm_unit_offset=true is for RMS norms, and model.norm={config.norm.name} is none. "
             "Try model.norm=rms."
         )
+    if not config.norm_first_block and config.norm_position in (NormPosition.post, NormPosition.output):
+        raise ConfigError(
+            f"model.norm_first_block=false leaves out the norm of an input, and model.norm_position="
+            f"{config.norm_position.name} has none there. Try model.norm_first_block=true."
+        )
     if config.parallel_residual and config.norm_position is not NormPosition.pre:
         raise ConfigError(
             f"model.parallel_residual=true needs the norms before the layers, and model.norm_position="

@@ -237,7 +237,8 @@ class SampleConfig(Settings):
         500, "Steps between samples; 0: only at the end.", bounds="[0, inf)", unit="optimizer steps", example=0
     )
     prompts: list[str] = setting(
-        default_factory=list, about=r"Texts to continue; \n is a new line. []: lines of validation documents."
+        default_factory=list,
+        about=r"Texts to continue, as they stand: a \n stays two characters. []: lines of validation documents.",
     )
     max_new_tokens: int = setting(
         100, "Most tokens of a completion.", bounds=f"[0, {1 << 24}]", unit="tokens", example=200

@@ -28,6 +28,8 @@ def test_vocab_txt_is_berts_word_piece(tmp_path: Path) -> None:
     assert lower.encode_prompt("Playing [MASK]") == [5, 6, 4]
     assert (lower.bos_id, lower.eos_id, lower.vocab_size) == (2, 3, 8)
     assert lower.decode([2, 5, 6, 3]) == "playing"
+    (tmp_path / "vocab.txt").write_bytes(vocab.replace("\n", "\r\n").encode())  # saved on Windows
+    assert Tokenizer.load(tmp_path).fingerprint == lower.fingerprint
     cased = Tokenizer.load(write(tmp_path, tokenizer_config={"do_lower_case": False}))
     assert cased.encode("Playing") == [7, 6]
 
@@ -42,6 +44,10 @@ def test_vocab_json_and_merges_are_gpt2s_bpe(tmp_path: Path) -> None:
     assert loaded.encode("ab a") == [3, 2, 0]
     assert loaded.encode_prompt("ab <mask>") == [3, 5]
     assert (loaded.bos_id, loaded.eos_id, loaded.mask_id) == (4, 4, 5)
+    (tmp_path / "merges.txt").write_bytes(b"#version: 0.2\r\na b\r\n")  # saved on Windows
+    assert Tokenizer.load(tmp_path).fingerprint == loaded.fingerprint
+    spaced = Tokenizer.load(write(tmp_path, tokenizer_config={"add_prefix_space": True}))
+    assert spaced.encode("ab a") == [2, 3, 2, 0]
     (tmp_path / "merges.txt").write_text("a nothing\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"vocab\.json \+ merges\.txt is damaged"):
         Tokenizer.load(tmp_path)

@@ -120,14 +120,30 @@ class ChatTemplate:
 
 
 def _parsed(template: str) -> Any:
-    """Return the template, parsed in Jinja's sandbox with the settings and functions of transformers."""
+    """Return the template, parsed in Jinja's sandbox with the settings, functions and blocks of transformers.
+
+    Only `strftime_now` is left out: data would depend on the day on which they are prepared.
+    """
+    from jinja2 import nodes
     from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} around what the assistant writes, which is known from the marks here."""
+
+        tags = {"generation"}  # noqa: RUF012  (Jinja's)
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
     environment.globals["raise_exception"] = refuse
     try:
         return environment.from_string(template)

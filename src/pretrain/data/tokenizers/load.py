@@ -85,7 +85,7 @@ def read_folder(folder: Path) -> tuple[Any, dict[str, str]]:
     if (folder / "tokenizer.json").exists():
         inner = _parse_tokenizer_json(folder / "tokenizer.json")
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        inner = _build_byte_level(folder)
+        inner = _build_byte_level(folder, config)
     elif (folder / "vocab.txt").exists():
         inner = _build_word_piece(folder, config)
     else:
@@ -170,7 +170,7 @@ def check_usable(folder: Path, round_trip: Callable[[str], object]) -> None:
             )
 
 
-def _build_byte_level(folder: Path) -> Any:
+def _build_byte_level(folder: Path, config: dict[str, Any]) -> Any:
     """Return the byte-level BPE of GPT-2 and RoBERTa from its two files."""
     from tokenizers import Tokenizer as Inner
     from tokenizers import decoders, models, pre_tokenizers
@@ -180,12 +180,12 @@ def _build_byte_level(folder: Path) -> Any:
         check_vocabulary(vocab)
     except ValueError as error:
         raise _damaged(folder / "vocab.json", error) from error
-    lines = _read_text(folder / "merges.txt").split("\n")
+    lines = _read_text(folder / "merges.txt").replace("\r\n", "\n").split("\n")
     merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     problem = f"{printable(folder / 'vocab.json + merges.txt')} is damaged or not a tokenizer file"
     with suppressed_panics(), library_errors(problem, NAME_ANOTHER):
         inner = Inner(models.BPE(vocab=vocab, merges=merges))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     inner.decoder = decoders.ByteLevel()
     return inner
 
@@ -195,10 +195,10 @@ def _build_word_piece(folder: Path, config: dict[str, Any]) -> Any:
     from tokenizers import Tokenizer as Inner
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    tokens = _read_text(folder / "vocab.txt").removesuffix("\n").split("\n")
+    tokens = _read_text(folder / "vocab.txt").replace("\r\n", "\n").removesuffix("\n").split("\n")
     if "[UNK]" not in tokens:
         raise _damaged(folder / "vocab.txt", ValueError("it has no line [UNK]"))
-    vocab = {token.rstrip("\r"): index for index, token in enumerate(tokens)}
+    vocab = {token: index for index, token in enumerate(tokens)}
     accents = config.get("strip_accents")
     if not isinstance(accents, bool | None):
         raise _damaged(folder / "tokenizer_config.json", ValueError(f"its strip_accents is {accents!a:.40}"))

@@ -186,8 +186,9 @@ class Tokenizer:
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """Return the text that `ids` add to `before`: tokenizers may drop a first space."""
-        first = self.decode(before[-1:])
-        both = self.decode([*before[-1:], *ids])
+        skip_special = not self._unknown_ids.intersection(map(int, before[-1:]))  # a word follows it
+        first = self.decode(before[-1:], skip_special)
+        both = self.decode([*before[-1:], *ids], skip_special)
         return both.removeprefix(first) if both.startswith(first) else self.decode(ids)
 
     def token(self, token_id: int) -> str:
