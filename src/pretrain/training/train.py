@@ -98,14 +98,14 @@ def train(run_plan: RunPlan) -> Report:
 def _with_rewinds(run_plan: RunPlan, throughput: Throughput) -> Report:
     max_rewinds = run_plan.config.divergence.max_rewinds
     for _ in range(max_rewinds + 1):
-        start, since_s = run_plan.start, throughput.training_s
+        start, since = run_plan.start, throughput.position()
         try:
             return run(run_plan, throughput)
         except Rewind as rewind:
             throughput.pause("rewinds")
             resumed, _ = newest(run_plan.folder)
             wasted = rewind.step - (resumed.step if resumed else 0)
-            throughput.lose(since_s, wasted / max(wasted, rewind.step - start), "rewinds")
+            throughput.lose(since, wasted / max(wasted, rewind.step - start), "rewinds")
             run_plan = replace(run_plan, resumed=resumed, excluded=rewind.excluded, seconds=rewind.seconds)
             log(f"{rewind}\nrewinding to {f'step {resumed.step}' if resumed else 'the start'}")
             last = rewind
