@@ -312,7 +312,7 @@ def _build_metrics(run_plan: RunPlan, throughput: Throughput, vocabulary: int, d
         every_n_steps=config.trainer.log_every_n_steps,
         flops_per_token=config.objective.passes
         * config.model.training_flops_per_token(vocabulary, config.objective.share_of_logits),
-        peak_flops_per_s=peak_flops_per_s(device, half_dtype(config.trainer.precision))[0],
+        peak_flops_per_s=config.trainer.ranks * peak_flops_per_s(device, half_dtype(config.trainer.precision))[0],
         validated_at=start if start and has_figures(run_plan.folder / TABLE, start, "val/") else -1,
     )
 
