@@ -179,6 +179,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     metrics = _build_metrics(run_plan, throughput, vocabulary, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model, stage))
     state.load(resumed)
+    _forget_other_losses(module.spikes, course, start)
     prompts = prompts_of(prepared, config.objective, config.model.context_length)
     writer = Writer(config, prepared.tokenizer, prompts)
     checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
@@ -278,6 +279,13 @@ def _order(stage: Stage, course: Course, start: int) -> OwnOrder | None:
     if not stage.order:
         return None
     return own_order(stage.order, course.sizes.order_begins(max(stage.begin, start)), stage.config.seed)
+
+
+def _forget_other_losses(spikes: Spikes, course: Course, start: int) -> None:
+    """Empty the window of losses where a stage with others begins: its own would be a spike, again at each rewind."""
+    stage = course.at(start)
+    if start and start == stage.begin and course.changes_losses(stage):
+        spikes.losses.clear()
 
 
 def _build_module(
