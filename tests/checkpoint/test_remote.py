@@ -127,6 +127,31 @@ def test_the_checkpoint_just_copied_and_with_keep_0_all_stay(storage: FaultyStor
     assert steps_at() == [4, 12]
 
 
+def test_checkpoints_of_a_course_that_the_run_has_left_are_not_seen(storage: FaultyStorage, tmp_path: Path) -> None:
+    """As in its folder: else a machine that has lost the folder goes on with the newest of the other course."""
+    for step in (4, 8, 12):
+        upload_checkpoint(save(tmp_path / "before", step), RUN)
+    lines: list[str] = []
+    uploads = Uploads(tmp_path, RUN, 2, (), lines.append)
+
+    def copy(step: int, value: float) -> None:
+        uploads.submit(save(tmp_path, step, value))
+        assert uploads.finish() is None
+
+    copy(4, 4.0)  # from which it goes on
+    assert steps_at() == [4]
+    assert lines == [
+        "warning: the run goes on from step-00000004. Its later checkpoints in the object storage are set aside, free "
+        "to delete: step-00000008, step-00000012"
+    ]
+    copy(6, 60.0)
+    assert weight(fetch_newest(newest_run(URL), tmp_path / "copy", lines.append, replace=True)) == 60
+    copy(8, 80.0)
+    assert (steps_at(), len(lines)) == ([6, 8], 1)
+    hidden = {name for name in RUN.files() if name.endswith(".left") or "12/model" in name}
+    assert hidden == {f"checkpoints/step-00000012/{name}" for name in ("manifest.json.left", "model.safetensors")}
+
+
 def flip(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 

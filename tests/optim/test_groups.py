@@ -49,6 +49,16 @@ def test_norms_biases_and_embeddings_do_not_decay(family: str, tie_embeddings: b
     assert {group["lr"] for group in optimizer.param_groups} == {0.01}
 
 
+def test_vectors_of_a_model_of_your_own_do_not_decay() -> None:
+    """Norms are norms under any name, such as ln_1 of nanoGPT."""
+    model = nn.Module()
+    model.ln_1, model.lm_head = nn.LayerNorm(4), nn.Linear(4, 6, bias=False)
+    model.gain = nn.Parameter(torch.ones(4))
+    names = parameter_names(model)
+    assert (names.matrices, names.head) == ([], ["lm_head.weight"])
+    assert sorted(names.rest) == ["gain", "ln_1.bias", "ln_1.weight"]
+
+
 def test_muon_takes_the_matrices_of_the_blocks_at_a_rate_of_their_own() -> None:
     model = shape("llama").build(50, causal=True)
     config = MuonConfig(

@@ -6,11 +6,13 @@ import pytest
 import torch
 from families import random_model, shape
 from torch import Tensor
+from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing import assert_close
 
 from pretrain.optim.config import StableAdamWConfig
 from pretrain.optim.groups import parameter_names
-from pretrain.optim.stable_adamw import StableAdamW
+from pretrain.optim.stable_adamw import StableAdamW, placements_of_sums
 
 
 def reference(weight: Tensor, gradients: list[Tensor], rate: float, decay: float) -> tuple[Tensor, list[float]]:
@@ -70,3 +72,10 @@ def test_debiasing_keeps_its_digits(decay: float) -> None:
     steps = torch.tensor([1.0, 2.0, 1000.0])
     exact = torch.tensor([1 - decay ** int(step) for step in steps], dtype=torch.float64)
     assert_close(_debiasing(decay, steps).double(), exact, rtol=1e-6, atol=0)
+
+
+def test_shards_of_matrices_that_are_split_twice_are_summed_too() -> None:
+    """Of FSDP2 behind tensor parallelism, whose strided shards do not call themselves shards."""
+    twice = [_StridedShard(0, split_factor=2), Shard(0)]
+    assert placements_of_sums(twice) == [Partial(), Partial()]
+    assert placements_of_sums([Replicate(), Shard(0), Shard(1)]) == [Replicate(), Partial(), Partial()]

@@ -13,7 +13,7 @@ import torch
 from subjects import subject
 
 from pretrain.models.choices import Parametrization
-from pretrain.optim.config import AdamWConfig, MuonConfig
+from pretrain.optim.config import AdamWConfig, MuonConfig, StableAdamWConfig
 from pretrain.parallel.config import ParallelConfig
 from pretrain.parallel.parity import Case, ParityResult, TrainingTask, difference, train_cases
 
@@ -113,6 +113,16 @@ def test_muon_trains_alike_on_split_matrices():
     found = table({"alone": (one, ALONE)} | {name: (one, SHARED[name]) for name in names})
     for name in names:
         assert difference(found["alone"], found[name]).loss <= 2e-4
+
+
+@pytest.mark.long
+def test_stable_adamw_trains_alike_on_matrices_that_are_split_twice():
+    """Clipped by the root mean square of whole matrices: at beta2=0.5 most updates are."""
+    one = subject("llama", StableAdamWConfig(learning_rate=0.01, beta2=0.5))
+    names = ["fsdp x 2", "fsdp 2 x tensor 2", "hsdp 2 x 2"]
+    found = table({"alone": (one, ALONE)} | {name: (one, SHARED[name]) for name in names}, steps=10)
+    for name in names:
+        assert difference(found["alone"], found[name]).loss <= 1e-4, name
 
 
 @pytest.mark.long

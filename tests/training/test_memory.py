@@ -32,6 +32,20 @@ def test_a_batch_beyond_the_memory_names_what_fits(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
+def test_a_row_that_devices_share_takes_a_part_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one row alone would be too much: context parallelism is for such rows."""
+    monkeypatch.setattr(memory, "memory_of", lambda device: 2**19)
+    two = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=fp32"]
+    check_memory(settings("batch_size=2", "parallel.context_parallel=2", "micro_batch_size=2", *two), CPU)
+    check_memory(settings("batch_size=4", *two[:3], "trainer.precision=bf16"), CPU)  # FSDP2's inputs are of 16 bits
+    split = ["parallel.tensor_parallel=2", "parallel.sequence_parallel=true"]
+    check_memory(settings("batch_size=2", *split, *two), CPU)
+    for words in (["batch_size=4"], ["batch_size=2", "parallel.tensor_parallel=2"]):
+        with pytest.raises(ConfigError, match=r"batch_size=\d puts 2 rows"):
+            check_memory(settings(*words, *two), CPU)
+
+
+@pytest.mark.slow
 def test_it_is_told_before_the_text_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logs = tmp_path / "logs"
     words = [f"paths.logs_dir={logs}", f"paths.cache_dir={tmp_path / 'cache'}", "batch_size=4096"]

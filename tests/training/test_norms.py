@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.launch.run_folder import read_rows
 from pretrain.objectives.objective import ModelWithLoss
+from pretrain.training.callbacks.metrics import parts_of
 from pretrain.training.train import run
 
 PARTS = ["embeddings", "block_00", "block_01", "final_norm"]
@@ -21,6 +23,13 @@ def logged(folder: Path) -> dict[int, dict[str, float]]:
         if "norm" in row["name"]:
             found.setdefault(int(row["step"]), {})[row["name"]] = float(row["value"])
     return found
+
+
+def test_a_model_of_your_own_may_have_parameters_of_any_name() -> None:
+    model = nn.Module()
+    model.gain, model.frozen = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)
+    model.blocks = nn.ModuleDict({"first": nn.Linear(1, 1), "2": nn.Linear(1, 1)})
+    assert list(parts_of(model)) == ["gain", "blocks", "block_02"]
 
 
 @pytest.mark.slow

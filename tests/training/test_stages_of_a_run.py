@@ -235,6 +235,20 @@ def _share_of_numbers(reads: Reads, steps: range) -> float:
 
 
 @pytest.mark.slow
+def test_spikes_are_looked_for_among_the_losses_of_one_objective(tiny) -> None:
+    """With fewer hidden tokens a loss is another one; a stage that changes its rate alone goes on with the window."""
+    stages = [
+        "stages.a.until_steps=2",
+        "stages.b.until_steps=4",
+        "stages.b.objective.mask_probability=0.15",
+        "stages.c.objective.mask_probability=0.15",
+        "stages.c.optimizer.learning_rate=1e-4",
+    ]
+    report = train(tiny.plan(*ENCODER, *stages, "trainer.max_steps=6", "divergence.on_spike=skip"))
+    assert len(open_checkpoint(Path(report.folder)).progress["losses"]) == 4  # of b and c
+
+
+@pytest.mark.slow
 def test_stages_of_a_run_whose_length_follows_from_its_text_are_known(tiny) -> None:
     words = ["model=modernbert_nano", "trainer.max_steps=null", "stages.a.until_fraction=0.5"]
     config = compose("train", [*words, "data=text_files", "data.path=a", "stages.b.data.path=b"])

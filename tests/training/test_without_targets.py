@@ -20,12 +20,14 @@ from pretrain.interop.export import _scores
 from pretrain.interop.load import open_model
 from pretrain.launch.run_folder import read_rows
 from pretrain.objectives.masked import Masked
+from pretrain.parallel.config import ParallelDims
 from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.report import check_outcome
 from pretrain.training.step_outcomes import StepOutcomes
-from pretrain.training.train import run
+from pretrain.training.throughput import Throughput
+from pretrain.training.train import _build_metrics, run
 
 PAIR = {"prompt": "a", "response": "b"}
 LONG = {"prompt": "why " * 40, "response": "so"}
@@ -187,6 +189,26 @@ def test_a_share_of_the_peak_above_one_is_not_shown(tiny: Any, monkeypatch: pyte
         metrics = Metrics(throughput, every_n_steps=1, flops_per_token=10.0, peak_flops_per_s=peak, validated_at=-1)
         metrics._log(SimpleNamespace(callback_metrics={}), module, 1)  # type: ignore[arg-type]
     assert ["speed/mfu" in names for names in logged] == [True, True, False]
+
+
+def test_the_peak_is_that_of_all_devices(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the tokens are: with that of one, two GPUs at half of their peak would be at all of it."""
+    monkeypatch.setattr("pretrain.training.train.peak_flops_per_s", lambda device, half: (1e9, "documented"))
+    config = tiny.config("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    run_plan: Any = SimpleNamespace(config=config, start=0, folder=tiny.folder)
+    assert _build_metrics(run_plan, Throughput(), 260, torch.device("cpu")).peak_flops_per_s == 2e9
+
+
+def test_targets_that_several_processes_read_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a tensor- or context-parallel group; else a validation of few targets would pass for one of many."""
+    module: Any = SimpleNamespace(
+        validation=SimpleNamespace(compute=lambda: ({"val/loss": 2.0}, {"": 1200, "other": 0})), average=None,
+        parallel_dims=ParallelDims(8, tensor=2, context=2), log_dict=lambda *_, **__: None,
+        trainer=SimpleNamespace(global_step=3, world_size=8, sanity_checking=False),
+    )  # fmt: skip
+    TrainingModule.on_validation_epoch_end(module)
+    assert module.validation_targets == {"": 300, "other": 0}
+    assert module.validated == {"val/loss": 2.0}
 
 
 def test_nan_is_not_logged() -> None:

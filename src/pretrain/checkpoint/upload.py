@@ -14,6 +14,7 @@ from pretrain.errors import CheckpointError, PretrainError
 from pretrain.files.object_storage import RemoteFolder
 
 _PROBE = ".probe"
+LEFT = f"{MANIFEST}.left"  # the manifest of a checkpoint that is set aside
 
 
 def check_writable(folder: RemoteFolder) -> None:
@@ -40,6 +41,8 @@ def upload_checkpoint(local: Path, run: RemoteFolder) -> None:
         if complete and folder.read(MANIFEST, MAX_MANIFEST_BYTES) == data:
             return
         folder.delete(MANIFEST)  # so that no state between the two is taken for a checkpoint
+    if LEFT in sizes:
+        folder.delete(LEFT)  # its files are replaced
     for name, entry in files.items():
         folder.upload(local / name, name)
         digest = hashlib.sha256()
@@ -49,20 +52,43 @@ def upload_checkpoint(local: Path, run: RemoteFolder) -> None:
     folder.write(MANIFEST, data)
 
 
+def set_aside_later(run: RemoteFolder, step: str) -> list[str]:
+    """Hide the checkpoints of a run in the storage that are behind `step`; return their names.
+
+    They are of a course that the run has left, and the newest of them would be taken for the run's. The manifest of
+    each gets another name. Nothing reads or deletes them from then on.
+    """
+    folder, number = run.below("checkpoints"), _number(step)
+    complete = [each for found in runs_below(run) if found.folder == run for each in found.checkpoints]
+    later = [each for each in complete if _number(each) > number]
+    for each in later:
+        folder.write(f"{each}/{LEFT}", folder.read(f"{each}/{MANIFEST}", MAX_MANIFEST_BYTES))
+        folder.delete(f"{each}/{MANIFEST}")
+    return later
+
+
+def _number(step: str) -> int:
+    return int(step.removeprefix("step-"))
+
+
 def delete_old(run: RemoteFolder, keep: int, newest: str) -> None:
     """Delete all but the newest `keep` checkpoints of a run in the storage, and what an interrupted upload left.
 
     `keep` 0 deletes no checkpoint; `newest`, which has just been verified, always stays. The manifest goes first, so
-    that a deletion that is interrupted leaves no damaged checkpoint. Objects that no run writes stay.
+    that a deletion that is interrupted leaves no damaged checkpoint. Objects that no run writes stay, and so do the
+    checkpoints that are set aside.
     """
     folder = run.below("checkpoints")
     files: dict[str, list[str]] = {}
+    left = set[str]()
     for name in folder.files():
         step, _, file = name.partition("/")
         if FILE_NAMES.fullmatch(file):
             files.setdefault(step, []).append(file)
+        elif file == LEFT:
+            left.add(step)
     complete = [step for each in runs_below(run) if each.folder == run for step in each.checkpoints]
-    kept = {newest, *(complete[-keep:] if keep else complete)}
+    kept = {newest, *left, *(complete[-keep:] if keep else complete)}
     for step in sorted(files.keys() - kept):
         for file in sorted(files[step], key=lambda file: file != MANIFEST):
             folder.delete(f"{step}/{file}")
@@ -84,6 +110,7 @@ class Uploads:
         self._waiting: Path | None = None
         self._copying: Path | None = None
         self._problem: str | None = None
+        self._is_first = True  # no checkpoint of this course has been copied yet
         self._thread: Thread | None = None
 
     def submit(self, checkpoint: Path) -> None:
@@ -124,6 +151,7 @@ class Uploads:
             assert checkpoint is not None
             try:
                 self._upload_files()
+                self._leave_other_course(checkpoint.name)
                 upload_checkpoint(checkpoint, self.remote)
                 problem = None
             except Exception as error:  # of any library: a thread that ends would stop all later copies
@@ -133,6 +161,15 @@ class Uploads:
                 self._delete_old(checkpoint.name)
             with self._changed:
                 self._problem = problem
+
+    def _leave_other_course(self, first: str) -> None:
+        """Set aside what the storage has of the steps behind the first checkpoint, as the run folder does."""
+        if self._is_first and (later := set_aside_later(self.remote, first)):
+            self.report(
+                f"warning: the run goes on from {first}. Its later checkpoints in the object storage are set aside, "
+                f"free to delete: {', '.join(later)}"
+            )
+        self._is_first = False
 
     def _delete_old(self, newest: str) -> None:
         try:

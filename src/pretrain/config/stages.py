@@ -71,6 +71,13 @@ class Course:
         last = next(stage for stage in reversed(self.stages) if stage.end is None or stage.end > stage.begin)
         return next((stage for stage in self.stages if stage.end is None or step < stage.end), last)
 
+    def changes_losses(self, stage: Stage) -> bool:
+        """Return whether the losses of a stage are of other rows, or of another objective, than those before it."""
+        if stage.number == 1:
+            return False
+        before = self.stages[stage.number - 2].config
+        return (_rows_of(stage.config), stage.config.objective) != (_rows_of(before), before.objective)
+
     def is_last(self, stage: Stage) -> bool:
         """Return whether the run ends with this stage."""
         return stage.end is None or self.max_steps is None or stage.end >= self.max_steps

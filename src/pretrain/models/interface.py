@@ -136,6 +136,13 @@ def allocate(model: nn.Module, device: torch.device | str, build: Callable[[], n
             buffer.copy_(buffers[name])
 
 
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move a model's buffers to a device, in place; its parameters stay where they are."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's buffers by name, without the prefixes of wrappers."""
     return {name.replace("_checkpoint_wrapped_module.", ""): buffer for name, buffer in model.named_buffers()}

@@ -26,8 +26,8 @@ class ParameterNames:
     """Names of a model's trained parameters by role; every one is in exactly one list."""
 
     matrices: list[str] = field(default_factory=list)  # weights of linear layers inside blocks: decay, Muon
-    head: list[str] = field(default_factory=list)  # other linear weights, as of an untied head: decay
-    rest: list[str] = field(default_factory=list)  # embeddings, norms, biases, learned scales: no decay
+    head: list[str] = field(default_factory=list)  # other weights, as of an untied head: decay
+    rest: list[str] = field(default_factory=list)  # embeddings, norms, biases, all vectors and scales: no decay
 
 
 def parameter_names(model: nn.Module) -> ParameterNames:
@@ -38,7 +38,8 @@ def parameter_names(model: nn.Module) -> ParameterNames:
     for name, parameter in parameters_by_name(model).items():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in embeddings or name.endswith(("bias", "_scale.weight")) or "norm" in name:
+        is_vector = parameter.ndim < 2  # also a norm that a model of another kind calls ln_1
+        if is_vector or id(parameter) in embeddings or name.endswith(("bias", "_scale.weight")) or "norm" in name:
             names.rest.append(name)
         elif id(parameter) in linear and ".blocks." in f".{name}":
             names.matrices.append(name)

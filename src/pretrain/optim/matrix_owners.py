@@ -102,7 +102,7 @@ class OwnedCopies(Alone):
         shapes = [_shapes(parts, indices) for indices in self.owned]
         longest = max(sum(map(prod, each)) for each in shapes)
         sent = torch.zeros(longest, dtype=dtype, device=parts[0][0].device)
-        torch._foreach_copy_(_views(sent, shapes[self.rank]), [part for whole in wholes.values() for part in whole])
+        _copy(_views(sent, shapes[self.rank]), [part for whole in wholes.values() for part in whole])
         received = sent.new_empty(len(shapes) * longest)
         torch.distributed.all_gather_single(received, sent, group=self.group)
         views = [_views(each, of) for each, of in zip(received.split(longest), shapes, strict=True)]
@@ -127,32 +127,35 @@ class OwnedShards(Alone):
             wholes[index] += [each.new_empty(rows, 1, dtype=dtype) for each in numbers]
         sent = [[part for index in indices for part in parts[index]] for indices in self.owned]
         places = self._places(wholes)
-        received = self._exchange(sent, [[view.shape for view in views] for views in places], dtype)
+        buffer = _buffer_of(sent, parts, dtype)
+        received = self._exchange(sent, buffer, [[view.shape for view in views] for views in places])
         _copy([view for views in places for view in views], [piece for pieces in received for piece in pieces])
         return wholes
 
     def scatter(self, wholes: Mapping[int, Parts], parts: Sequence[Parts], dtype: torch.dtype) -> list[Parts]:
         shapes = [_shapes(parts, indices) for indices in self.owned]
-        return _by_matrix(self.owned, self._exchange(self._places(wholes), shapes, dtype), parts)
+        sent = self._places(wholes)
+        return _by_matrix(self.owned, self._exchange(sent, _buffer_of(sent, parts, dtype), shapes), parts)
 
     def _places(self, wholes: Mapping[int, Parts]) -> list[list[Tensor]]:
         """Return the part of each process of the matrices owned here; the tensors share memory with the matrices."""
         ranks = range(len(self.owned))
         return [[self.layout[index][rank].of(part) for index in wholes for part in wholes[index]] for rank in ranks]
 
-    def _exchange(
-        self, sent: list[list[Tensor]], shapes: list[list[torch.Size]], dtype: torch.dtype
-    ) -> list[list[Tensor]]:
-        """Send each process its list of tensors; return what each has sent, of these shapes."""
-        device = next(tensor.device for tensors in sent for tensor in tensors)
+    def _exchange(self, sent: list[list[Tensor]], buffer: Tensor, shapes: list[list[torch.Size]]) -> list[list[Tensor]]:
+        """Send each process its list of tensors, by a buffer for all; return what each has sent, of these shapes."""
         lengths = [sum(tensor.numel() for tensor in tensors) for tensors in sent]
-        buffer = torch.empty(sum(lengths), dtype=dtype, device=device)
         tensors = [tensor for each in sent for tensor in each]
         _copy(_views(buffer, [tensor.shape for tensor in tensors]), tensors)
         expected = [sum(map(prod, each)) for each in shapes]
         received = buffer.new_empty(sum(expected))
         torch.distributed.all_to_all_single(received, buffer, expected, lengths, group=self.group)
         return [_views(each, of) for each, of in zip(received.split(expected), shapes, strict=True)]
+
+
+def _buffer_of(sent: list[list[Tensor]], parts: Sequence[Parts], dtype: torch.dtype) -> Tensor:
+    """Return memory for all tensors that are sent, on the device of `parts`; a process without a matrix sends none."""
+    return parts[0][0].new_empty(sum(tensor.numel() for tensors in sent for tensor in tensors), dtype=dtype)
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:

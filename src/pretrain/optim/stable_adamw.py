@@ -6,7 +6,7 @@ Stern's (2018, https://arxiv.org/abs/1804.04235, section 5).
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -91,10 +91,19 @@ def _root_mean_squares(parameters: list[nn.Parameter], gradients: list[Tensor], 
         if isinstance(parameter, DTensor):
             alike[parameter.device_mesh, parameter.placements].append(index)
     for (mesh, placements), indices in alike.items():
-        parts: list[Placement] = [Partial() if place.is_shard() else Replicate() for place in placements]
-        sums[indices] = DTensor.from_local(sums[indices], mesh, parts, run_check=False).full_tensor()
+        parts = DTensor.from_local(sums[indices], mesh, placements_of_sums(placements), run_check=False)
+        sums[indices] = parts.full_tensor()
     sizes = tuple(parameter.numel() for parameter in parameters)
     return (sums / constants(sizes, sums.dtype, sums.device)).sqrt()
+
+
+def placements_of_sums(placements: Sequence[Placement]) -> list[Placement]:
+    """Return the placements of the sums over each process's shards of tensors that are placed so.
+
+    Whatever is no copy is a shard: of a matrix that tensor parallelism split first, FSDP2's shards are strided, and
+    their `is_shard()` is False (torch 2.13).
+    """
+    return [Replicate() if place.is_replicate() else Partial() for place in placements]
 
 
 def build_stable_adamw(config: StableAdamWConfig, model: nn.Module) -> StableAdamW:

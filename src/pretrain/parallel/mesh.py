@@ -50,7 +50,8 @@ def distribute_like(value: Tensor, parameter: Tensor) -> Tensor:
             Replicate() if place.is_shard() and value.shape[place.dim] != parameter.shape[place.dim] else place  # type: ignore[attr-defined]
             for place in parameter.placements
         ]
-        return distribute_tensor(value, parameter.device_mesh, placements, src_data_rank=None)
+        sharded = distribute_tensor(value, parameter.device_mesh, placements, src_data_rank=None)
+        return sharded.to(parameter.device)  # back from the mesh's GPU, with parallel.cpu_offload
     return value
 
 
@@ -119,4 +120,5 @@ def _copies(shard: DTensor, world_size: int) -> int:
 
 def scale_by(gradients: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply gradients in place by `factor` (), which must be equal on every process."""
-    torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor)
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    torch._foreach_mul_(local, factor.to(local[0].device))  # the CPU, with parallel.cpu_offload

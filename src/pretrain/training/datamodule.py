@@ -295,8 +295,9 @@ class TextDataModule(L.LightningDataModule):
             self._loader.close()
 
     def training_batch(self, sample_indices: np.ndarray) -> Batch:
-        """Return the micro-batch of these training samples again."""
-        return self._training_batches().batch(sample_indices)
+        """Return the micro-batch of these training samples again, on the device that computes."""
+        assert self.trainer is not None
+        return self._training_batches().batch(sample_indices).to(self.trainer.strategy.root_device)
 
     def _training_batches(self) -> MicroBatches:
         sizes = self.batch_sizes if self.last_step is None else self.batch_sizes.cut(self.last_step)

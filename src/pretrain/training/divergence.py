@@ -116,10 +116,9 @@ def _row_losses(model_with_loss: ModelWithLoss, data: TextDataModule, samples: n
     """Return the mean loss of each row in nats per target, float64 (samples,); NaN for a row without targets."""
     training = model_with_loss.training
     model_with_loss.eval()
-    device = next(model_with_loss.parameters()).device
     row_losses = []
     for start in range(0, len(samples), data.size):
-        batch = data.training_batch(samples[start : start + data.size]).to(device)
+        batch = data.training_batch(samples[start : start + data.size])
         losses, _ = model_with_loss.evaluate(batch)
         row_losses.append(batch.weighted(losses).cpu().double().sum(1) / batch.row_counts().cpu())
     model_with_loss.train(training)

@@ -21,7 +21,7 @@ from pretrain.kernels.half_copies import HalfCopies
 from pretrain.launch.rank import log
 from pretrain.launch.run_plan import RunPlan
 from pretrain.models.config import ModelConfig, transformer_of
-from pretrain.models.interface import LanguageModule, allocate, build_model
+from pretrain.models.interface import LanguageModule, allocate, build_model, move_buffers
 from pretrain.models.layers import use_half_stream
 from pretrain.models.lora import initial_adapter, is_adapter
 from pretrain.objectives.objective import ModelWithLoss
@@ -96,6 +96,7 @@ def materializer(
             use_half_stream(model)
         parallelize(model_with_loss, mesh if config.trainer.strategy is Strategy.fsdp else None, config.parallel, half)
         allocate(model_with_loss, "cpu" if config.parallel.cpu_offload else device, rebuilt)
+        move_buffers(model_with_loss, device)  # FSDP2 brings parameters to the GPU, and no buffers
         load_parameters(model, weights)
         if half is not None and config.parallel.half_weight_copies:
             model_with_loss.half_copies = HalfCopies(model, half)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -37,6 +38,8 @@ if TYPE_CHECKING:  # it loads torch
     import torch
 
 _NOTICE_S = 20.0  # time to wait for other processes before a notice
+_RUN_PLAN = "pretrain/run_plan"  # where rank 0 puts it in the store
+_LONGEST_POLL_S = 1.0
 
 _stores: list[Any] = []  # rendezvous stores of torchrun or srun; closing one early would shut out late processes
 
@@ -176,8 +179,27 @@ def _agree_on_run_plan(config: RunConfig | None, overrides: list[str]) -> RunPla
         record["trainer"] |= {"devices": local, "num_nodes": int(os.environ["WORLD_SIZE"]) // local}
         run_plan = _with_text(resolve_run(as_config(record), overrides), overrides)
         prepare_text(run_plan.config)
-        store.set("pretrain/run_plan", json.dumps(to_record(run_plan)))
-    return from_record(json.loads(store.get("pretrain/run_plan")))
+        store.set(_RUN_PLAN, json.dumps(to_record(run_plan)))
+    return from_record(json.loads(_received(store)))
+
+
+def _received(store: Any) -> bytes:
+    """Return the run plan that rank 0 sends once it has prepared the text, which may take hours.
+
+    Waiting ends with rank 0: the store is its own, and where it is torchrun's, that ends the others. Raises
+    RankLostError then.
+    """
+    pause_s = 0.05
+    try:
+        while not store.check([_RUN_PLAN]):  # `get` gives up after the store's timeout
+            time.sleep(pause_s)
+            pause_s = min(_LONGEST_POLL_S, 1.5 * pause_s)
+        return bytes(store.get(_RUN_PLAN))
+    except RuntimeError as error:  # the class of all errors of torch's stores
+        raise RankLostError(
+            "rank 0 ended before it sent the settings of the run to the others. Its own message says why; then start "
+            "all processes again."
+        ) from error
 
 
 def _print_wait_notice(address: str, timeout_s: float) -> None:

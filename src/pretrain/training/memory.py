@@ -5,8 +5,9 @@ import torch
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
+from pretrain.models.config import TransformerConfig
+from pretrain.training.config import Precision, Strategy
 
-_FLOAT_BYTES = 4
 _USUAL = 32  # times the inputs of the blocks: what blocks without checkpointing keep, and the loss
 
 
@@ -19,7 +20,7 @@ def check_memory(config: RunConfig, device: torch.device) -> None:
     if shape is None:
         return
     rows, memory = config.rows_per_micro_batch(), memory_of(device)
-    of_a_row = _FLOAT_BYTES * shape.context_length * shape.d_model * shape.n_layers
+    of_a_row = _bytes_of_a_row(config, shape)
     if rows * of_a_row <= memory:
         return
     fitting = max(1, memory // (_USUAL * of_a_row))
@@ -30,6 +31,15 @@ def check_memory(config: RunConfig, device: torch.device) -> None:
         f"which takes more than {rows * of_a_row / 2**30:,.0f} GiB, and the device has {memory / 2**30:,.0f}. "
         f"Try micro_batch_size={tried}, or a smaller batch_size."
     )
+
+
+def _bytes_of_a_row(config: RunConfig, shape: TransformerConfig) -> int:
+    """Return the bytes of the inputs of all blocks, of the part of a row that one device has."""
+    trainer, parallel = config.trainer, config.parallel
+    devices = parallel.context_parallel * (parallel.tensor_parallel if parallel.sequence_parallel else 1)
+    casts = trainer.strategy is Strategy.fsdp and trainer.precision is not Precision.fp32  # FSDP2, to 16 bits
+    size = 2 if casts or trainer.half_residual_stream else 4
+    return size * shape.context_length * shape.d_model * shape.n_layers // devices
 
 
 def memory_of(device: torch.device) -> int:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -68,6 +69,7 @@ class MeshFSDP2Strategy(ModelParallelStrategy):
         if not self.settings.cpu_offload:
             super().model_to_device()
             return
+        _update_properties(self.lightning_module, device=self.root_device)  # as `to` does: `module.device`
         for name, part in self.lightning_module.named_children():
             if name != "model_with_loss":
                 part.to(self.root_device)

@@ -50,11 +50,17 @@ class Throughput:
         finally:
             self.resume()
 
-    def lose(self, since_s: float, share: float, reason: str) -> None:
-        """Move a share of the time in steps since `training_s` was `since_s` to this reason."""
-        lost = share * (self.training_s - since_s)
+    def position(self) -> tuple[float, int]:
+        """Return the seconds in steps and the tokens so far, for `lose`."""
+        return self.training_s, self.tokens
+
+    def lose(self, since: tuple[float, int], share: float, reason: str) -> None:
+        """Move a share of the time in steps since a `position` to this reason, and forget its share of the tokens."""
+        since_s, since_tokens = since
+        lost, tokens = share * (self.training_s - since_s), round(share * (self.tokens - since_tokens))
         self._counted_s -= lost
-        self._marked = (self._marked[0] - lost, self._marked[1])
+        self.tokens -= tokens
+        self._marked = (self._marked[0] - lost, self._marked[1] - tokens)
         self.other_s[reason] += lost
         self.times[reason] += 1
 

@@ -98,14 +98,14 @@ def train(run_plan: RunPlan) -> Report:
 def _with_rewinds(run_plan: RunPlan, throughput: Throughput) -> Report:
     max_rewinds = run_plan.config.divergence.max_rewinds
     for _ in range(max_rewinds + 1):
-        start, since_s = run_plan.start, throughput.training_s
+        start, since = run_plan.start, throughput.position()
         try:
             return run(run_plan, throughput)
         except Rewind as rewind:
             throughput.pause("rewinds")
             resumed, _ = newest(run_plan.folder)
             wasted = rewind.step - (resumed.step if resumed else 0)
-            throughput.lose(since_s, wasted / max(wasted, rewind.step - start), "rewinds")
+            throughput.lose(since, wasted / max(wasted, rewind.step - start), "rewinds")
             run_plan = replace(run_plan, resumed=resumed, excluded=rewind.excluded, seconds=rewind.seconds)
             log(f"{rewind}\nrewinding to {f'step {resumed.step}' if resumed else 'the start'}")
             last = rewind
@@ -179,6 +179,7 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     metrics = _build_metrics(run_plan, throughput, vocabulary, device)
     state = RunState(trainer, module, metrics, data, _save_settings(run_plan, prepared, model, stage))
     state.load(resumed)
+    _forget_other_losses(module.spikes, course, start)
     prompts = prompts_of(prepared, config.objective, config.model.context_length)
     writer = Writer(config, prepared.tokenizer, prompts)
     checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
@@ -280,6 +281,13 @@ def _order(stage: Stage, course: Course, start: int) -> OwnOrder | None:
     return own_order(stage.order, course.sizes.order_begins(max(stage.begin, start)), stage.config.seed)
 
 
+def _forget_other_losses(spikes: Spikes, course: Course, start: int) -> None:
+    """Empty the window of losses where a stage with others begins: its own would be a spike, again at each rewind."""
+    stage = course.at(start)
+    if start and start == stage.begin and course.changes_losses(stage):
+        spikes.losses.clear()
+
+
 def _build_module(
     run_plan: RunPlan, data: TextDataModule, model_with_loss: ModelWithLoss, weights: LoadParameter, length: RunLength
 ) -> TrainingModule:
@@ -312,7 +320,7 @@ def _build_metrics(run_plan: RunPlan, throughput: Throughput, vocabulary: int, d
         every_n_steps=config.trainer.log_every_n_steps,
         flops_per_token=config.objective.passes
         * config.model.training_flops_per_token(vocabulary, config.objective.share_of_logits),
-        peak_flops_per_s=peak_flops_per_s(device, half_dtype(config.trainer.precision))[0],
+        peak_flops_per_s=config.trainer.ranks * peak_flops_per_s(device, half_dtype(config.trainer.precision))[0],
         validated_at=start if start and has_figures(run_plan.folder / TABLE, start, "val/") else -1,
     )
 

@@ -28,7 +28,7 @@ class Metrics(Callback):
         self.throughput = throughput
         self.every_n_steps = every_n_steps
         self.flops_per_token = flops_per_token
-        self.peak_flops_per_s = peak_flops_per_s
+        self.peak_flops_per_s = peak_flops_per_s  # of all devices, as are the tokens
         self.tokens_seen = 0  # over the whole run, including those before a resume
         self.validated_at = validated_at  # step whose validation metrics are logged already; -1: none
         self.newest: dict[str, float] = {}
@@ -135,12 +135,13 @@ class Norms(StepCallback):
 
 
 def parts_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the trained parameters by part: block_00, block_01, ..., and the other modules by name."""
+    """Return the trained parameters by part: block_00, block_01, ..., and the model's other attributes by name."""
     parts: defaultdict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in parameters_by_name(model).items():
-        first, second, *_ = name.split(".")
+        first, _, within = name.partition(".")
+        number = within.partition(".")[0]
         if parameter.requires_grad:
-            parts[f"block_{int(second):02}" if first == "blocks" else first].append(parameter)
+            parts[f"block_{int(number):02}" if first == "blocks" and number.isdigit() else first].append(parameter)
     return dict(parts)
 
 
