@@ -170,6 +170,8 @@ def test_a_base_is_tuned_at_every_rate_and_a_restart_trains_nothing_again(tiny, 
     assert again["RTE/score"] == pytest.approx(found["RTE/score"], abs=0.05)
     assert len(trained) == 2  # the fourth, and for dev the first of the best rate, whose run is gone
     assert glue.Glue(config, base).folder == folder
+    moved = replace(config, path=str((tmp_path / "glue").rename(tmp_path / "moved")))
+    assert glue.Glue(moved, base).folder == folder  # the same text elsewhere
     weights = next(base.glob("checkpoints/*/manifest.json"))
     weights.write_text(weights.read_text() + " ")
     with pytest.MonkeyPatch.context() as patch:

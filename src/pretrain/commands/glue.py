@@ -123,7 +123,7 @@ class Glue:
         self.base = Path(base)
         settings = asdict(config.glue) | {"tasks": [], "seeds": [], "learning_rates": []}
         found = open_model(base).folder.resolve()
-        key = json.dumps([str(found), _fingerprint(found), str(config.path), settings], sort_keys=True)
+        key = json.dumps([str(found), _fingerprint(found), settings], sort_keys=True)  # a try has its text's own
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         self.folder = Path(config.paths.logs_dir) / "glue" / f"{self.base.resolve().name}-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)

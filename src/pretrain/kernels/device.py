@@ -16,8 +16,9 @@ from pretrain.kernels.onednn_linear import amd_with_avx512, linear
 # dense tensor-core TFLOP/s in bf16 (V100, T4: fp16, as they lack bf16) of the SXM or desktop form, without sparsity and
 # with sums in float32, from NVIDIA's data sheets
 DOCUMENTED_HALF = {
-    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0,
-    "A10G": 70.0, "A10": 125.0, "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71.0, "V100": 125.0, "T4": 65.0,
+    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0,
+    "L4": 121.0, "A10G": 70.0, "A10": 125.0, "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71.0, "V100": 125.0,
+    "T4": 65.0,
 }  # fmt: skip
 
 
