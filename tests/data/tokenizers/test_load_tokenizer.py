@@ -27,6 +27,7 @@ def test_vocab_txt_is_berts_word_piece(tmp_path: Path) -> None:
     assert lower.encode("Playing [MASK]") == [5, 6, 1, 1, 1]
     assert lower.encode_prompt("Playing [MASK]") == [5, 6, 4]
     assert (lower.bos_id, lower.eos_id, lower.vocab_size) == (2, 3, 8)
+    assert lower.added_ids == ([2], [3])  # which an export keeps
     assert lower.decode([2, 5, 6, 3]) == "playing"
     (tmp_path / "vocab.txt").write_bytes(vocab.replace("\n", "\r\n").encode())  # saved on Windows
     assert Tokenizer.load(tmp_path).fingerprint == lower.fingerprint
@@ -35,7 +36,7 @@ def test_vocab_txt_is_berts_word_piece(tmp_path: Path) -> None:
 
 
 def test_vocab_json_and_merges_are_gpt2s_bpe(tmp_path: Path) -> None:
-    vocab = {"a": 0, "b": 1, "Ġ": 2, "ab": 3, "</s>": 4, "<mask>": 5, "#": 6}
+    vocab = {"a": 0, "b": 1, "Ġ": 2, "ab": 3, "</s>": 4, "<mask>": 5, "#": 6, "<s>": 7}
     config = {"eos_token": {"content": "</s>"}, "mask_token": "<mask>", "bos_token": "not in the vocabulary"}
     write(tmp_path, special_tokens_map=config)
     (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
@@ -48,6 +49,10 @@ def test_vocab_json_and_merges_are_gpt2s_bpe(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).fingerprint == loaded.fingerprint
     spaced = Tokenizer.load(write(tmp_path, tokenizer_config={"add_prefix_space": True}))
     assert spaced.encode("ab a") == [2, 3, 2, 0]
+    assert spaced.added_ids == ([], [])
+    write(tmp_path, special_tokens_map=config | {"cls_token": "<s>", "sep_token": "</s>"})  # RoBERTa's has both
+    framed = Tokenizer.load(tmp_path)
+    assert (framed.added_ids, framed.encode("ab")) == (([7], [4]), [2, 3])
     (tmp_path / "merges.txt").write_text("a nothing\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"vocab\.json \+ merges\.txt is damaged"):
         Tokenizer.load(tmp_path)

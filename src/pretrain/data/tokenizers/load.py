@@ -100,6 +100,8 @@ def read_folder(folder: Path) -> tuple[Any, dict[str, str]]:
             'eos_token nor its sep_token. Name one in tokenizer_config.json, such as {"eos_token": "<|endoftext|>"}.'
         )
     _add_special_tokens(inner, roles)
+    if inner.post_processor is None and not (folder / "tokenizer.json").exists():
+        _frame_texts(inner, roles)
     return inner, roles
 
 
@@ -213,6 +215,17 @@ def _build_word_piece(folder: Path, config: dict[str, Any]) -> Any:
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece()
     return inner
+
+
+def _frame_texts(inner: Any, roles: dict[str, str]) -> None:
+    """Put cls_token and sep_token around a text, as BERT and RoBERTa do; vocabulary files alone do not say so."""
+    from tokenizers import decoders, processors
+
+    if not {"cls_token", "sep_token"} <= roles.keys():
+        return
+    first, last = ((roles[role], inner.token_to_id(roles[role])) for role in ("cls_token", "sep_token"))
+    is_byte_level = isinstance(inner.decoder, decoders.ByteLevel)
+    inner.post_processor = (processors.RobertaProcessing if is_byte_level else processors.BertProcessing)(last, first)
 
 
 def _roles(config: dict[str, Any], inner: Any) -> dict[str, str]:
