@@ -192,6 +192,25 @@ def test_a_sweep_runs_every_job_once_and_shows_the_table(tmp_path: Path, own: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["batch_size=${nothing}"], "batch_size: Interpolation key 'nothing' not found"),
+        (["seed=${batch_size}", "batch_size=${seed}"], "batch_size: Recursive interpolation"),
+        (["trainer.max_tokens=1e6", "trainer.max_steps=${nothing}"], "trainer.max_steps: Interpolation key 'nothing'"),
+        (["-m", "seed=1,2", "paths.logs_dir=${nothing}"], "paths.logs_dir: Interpolation key 'nothing' not found"),
+    ],
+)
+def test_a_reference_to_nothing_is_named_wherever_it_is_read_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *words)
+    assert ended.value.code == 2
+    assert f"ConfigError: the settings cannot be resolved: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_run_hands_its_errors_and_signals_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         run(monkeypatch, result=ZeroDivisionError())

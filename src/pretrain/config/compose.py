@@ -14,7 +14,7 @@ from typing import Any
 from pretrain.config.command_line import is_hydras
 from pretrain.config.imported import IMPORTED, imported_overrides
 from pretrain.config.named_entries import GROUPS, SECTIONS, SOURCES, STAGES, THRESHOLDS, section_of
-from pretrain.config.near_misses import of_preset, of_setting, of_value, of_word
+from pretrain.config.near_misses import of_preset, of_reference, of_setting, of_value, of_word
 from pretrain.config.overrides import as_hydra_reads, first_values
 from pretrain.config.preset_folders import (
     CONFIG_FOLDER,
@@ -30,10 +30,7 @@ from pretrain.config.typed_lengths import let_typed_lengths_win
 from pretrain.errors import ConfigError, nearest, show
 
 _WHICH_RUN = ("resume", "branch", "name", "paths.run_dir", "paths.logs_dir")
-
-
 _OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
-
 
 _classes: dict[str, type] = {}  # of the settings of each script
 _stored: dict[tuple[str | None, str], type] = {}  # what Hydra knows, by group and name
@@ -71,11 +68,13 @@ def typed_run(config_name: str, tree: Any, overrides: list[str]) -> Any:
 def _lower_micro_batch(tree: Any, overrides: list[str]) -> None:
     """Let a recipe's micro-batch and batch warm-up follow a typed batch_size, and print a line; typed ones must fit."""
     keys = {override.partition("=")[0].lstrip("+") for override in overrides}
-    batch, micro = tree.get("batch_size"), tree.get("micro_batch_size")
+    names = ("batch_size", "micro_batch_size", "batch_warmup_rows")
+    batch, micro, rows = (tree[name] if name in tree else None for name in names)  # noqa: SIM401 (get() raises for a
+    # reference to nothing, which `in` takes for missing: `typed` names it)
     if "micro_batch_size" not in keys and isinstance(batch, int) and isinstance(micro, int) and 0 < batch < micro:
         tree.micro_batch_size = None
         show(f"micro_batch_size={micro} of the recipe is above batch_size={batch}, and is lowered to fit.")
-    rows, is_typed = tree.get("batch_warmup_rows"), keys & {"batch_warmup_rows", "batch_warmup_tokens"}
+    is_typed = keys & {"batch_warmup_rows", "batch_warmup_tokens"}
     if "batch_size" in keys and isinstance(rows, int) and not is_typed:
         tree.batch_warmup_rows = tree.batch_warmup_tokens = None
         show(f"batch_warmup_rows={rows} of the recipe grow to its own batch_size, and batch_size={batch} is constant.")
@@ -390,7 +389,7 @@ def typed(tree: Any) -> Any:
     except MissingMandatoryValue as error:
         raise ConfigError(str(error)) from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the settings cannot be resolved: {str(error).splitlines()[0]}") from error
+        raise ConfigError(of_reference(error)) from error
 
 
 def class_of(tree: Any, group: str | None = None) -> type:
