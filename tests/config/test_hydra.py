@@ -227,6 +227,13 @@ def test_presets_of_ones_own_may_lie_in_folders_and_have_the_line_ends_of_window
     (own / "experiment" / "team" / "first.yaml").write_bytes(b"# @package _global_\r\nseed: 3\r\n")
     ((config, _),) = run(monkeypatch, "--config-dir", str(own), "experiment=team/first")
     assert config.seed == 3
+    monkeypatch.setenv("HOME", str(own.parent))
+    ((config, _),) = run(monkeypatch, f"--config-dir=~/{own.name}", "experiment=team/first")
+    assert config.seed == 3
+    (own.parent / "pretrain.yaml").write_bytes(f"config_dir: ~/{own.name}\r\n".encode())
+    monkeypatch.chdir(own.parent)
+    ((config, _),) = run(monkeypatch, "experiment=team/first")
+    assert config.seed == 3
 
 
 @pytest.mark.slow

@@ -43,18 +43,16 @@ def of_file(error: Exception) -> ConfigError | None:
     where, cause = re.match(r"In '([^']+)'", str(error)), error.__context__
     if where is None or not isinstance(cause, OmegaConfBaseException):
         return None
-    key = str(cause.full_key)
+    key, file = str(cause.full_key), f"{where[1].removesuffix('.yaml')}.yaml"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         above = key.rpartition(".")[0]
         if key == where[1].rpartition("/")[0]:  # where Hydra puts the values of a file that does not say where
-            return ConfigError(
-                f"{where[1]}.yaml must begin with the line `# @package _global_`, as {key} is no setting."
-            )
+            return ConfigError(f"{file} must begin with the line `# @package _global_`, as {key} is no setting.")
         known = [f"{above}.{name}".lstrip(".") for name in cause.parent_node or ()]
         if above in groups() and is_base(OmegaConf.get_type(cause.parent_node)):
-            return without_kind(above, f"{where[1]}.yaml")
-        return ConfigError(f"{key} in {where[1]}.yaml is not a setting. {nearest(key, known)}")
-    return ConfigError(f"{key} in {where[1]}.yaml does not fit: {sentence(cause)}")
+            return without_kind(above, file)
+        return ConfigError(f"{key} in {file} is not a setting. {nearest(key, known)}")
+    return ConfigError(f"{key} in {file} does not fit: {sentence(cause)}")
 
 
 def is_base(declared: Any) -> bool:
