@@ -70,7 +70,7 @@ UNANSWERED = [
     (["trainer=null"], "trainer=null is not a preset. There are: auto, cpu, ddp, debug, fsdp, gpu."),
     (["model="], "model= is not a preset. There are: bert_base, "),
     (["seed=1,2"], "'seed=1,2' gives several values, which is a sweep. Add -m to run one after the other."),
-    (["model.n_layers=${nothing}"], "the settings cannot be resolved: Interpolation key 'nothing' not found"),
+    (["model.n_layers=${nothing}"], "the settings cannot be resolved: model.n_layers: Interpolation key 'nothing'"),
     (["model.kind=llama"], "model.kind=llama cannot be set. Choose a preset instead: model=..."),
     (["optimizer.kind=adamw"], "optimizer.kind=adamw cannot be set. Choose a preset instead: optimizer=..."),
 ]

@@ -192,6 +192,70 @@ def test_a_sweep_runs_every_job_once_and_shows_the_table(tmp_path: Path, own: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model/m", b"n_layers:\t3\n\tfoo: 1\n", "model/m.yaml cannot be read: while scanning for the next token"),
+        ("model/m", b"defaults: [gpt_nano]\n n_layers: 3\n", "model/m.yaml cannot be read: while parsing"),
+        ("model/m", b"seed: 1\nseed: 2\n", "model/m.yaml cannot be read: while constructing a mapping"),
+        ("model/m", b"# caf\xe9\nn_layers: 3\n", "model/m.yaml cannot be read: 'utf-8' codec can't decode byte 0xe9"),
+        ("model/m", b"- a\n", "model/m.yaml holds a list, and must hold settings, such as seed: 1."),
+        ("model/m", b"defaults: gpt_nano\n", "model/m.yaml has defaults: gpt_nano, which is no list of presets"),
+        ("model/m", b"defaults: [{a: b, c: d}]\n", "model/m.yaml has defaults: {'a': 'b', 'c': 'd'}, which is no list"),
+        ("model/m", b"defaults: [m]\n", "a preset is in the defaults list of a preset that is in its own."),
+        ("model/m", b"", "the preset of model chooses no kind of model. Begin its file with `defaults: [Transformer"),
+        ("model/m", b"n_layers: 3\n", "model/m.yaml chooses no kind of model. Begin its file with `defaults: [Transf"),
+        ("experiment/m", b"# @package _global_\ndefaults: 5\n", "experiment/m.yaml has defaults: 5, which is no list"),
+    ],
+)
+def test_a_file_that_is_no_preset_is_named(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, content: bytes,
+    message: str,
+) -> None:  # fmt: skip
+    (own / f"{name}.yaml").write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, "--config-dir", str(own), f"{name.partition('/')[0]}=m")
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_presets_of_ones_own_may_lie_in_folders_and_have_the_line_ends_of_windows(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "experiment" / "team").mkdir()
+    (own / "experiment" / "team" / "first.yaml").write_bytes(b"# @package _global_\r\nseed: 3\r\n")
+    ((config, _),) = run(monkeypatch, "--config-dir", str(own), "experiment=team/first")
+    assert config.seed == 3
+    monkeypatch.setenv("HOME", str(own.parent))
+    ((config, _),) = run(monkeypatch, f"--config-dir=~/{own.name}", "experiment=team/first")
+    assert config.seed == 3
+    (own.parent / "pretrain.yaml").write_bytes(f"config_dir: ~/{own.name}\r\n".encode())
+    monkeypatch.chdir(own.parent)
+    ((config, _),) = run(monkeypatch, "experiment=team/first")
+    assert config.seed == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["batch_size=${nothing}"], "batch_size: Interpolation key 'nothing' not found"),
+        (["seed=${batch_size}", "batch_size=${seed}"], "batch_size: Recursive interpolation"),
+        (["trainer.max_tokens=1e6", "trainer.max_steps=${nothing}"], "trainer.max_steps: Interpolation key 'nothing'"),
+        (["-m", "seed=1,2", "paths.logs_dir=${nothing}"], "paths.logs_dir: Interpolation key 'nothing' not found"),
+    ],
+)
+def test_a_reference_to_nothing_is_named_wherever_it_is_read_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *words)
+    assert ended.value.code == 2
+    assert f"ConfigError: the settings cannot be resolved: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_run_hands_its_errors_and_signals_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         run(monkeypatch, result=ZeroDivisionError())

@@ -108,6 +108,13 @@ def test_the_batch_of_a_size_does_not_grow_as_that_of_its_recipe(plan: Plan) -> 
 
 
 @pytest.mark.slow
+def test_a_time_is_typed_once(plan: Plan, target: Target) -> None:
+    typed = {"time": "30", "trainer.max_time": "10"}
+    with pytest.raises(ConfigError, match=r"time=30 and trainer\.max_time=10 both say how long .* such as time=30"):
+        choose(plan("size=nano", "time=30", "trainer.max_time=10"), target, typed)
+
+
+@pytest.mark.slow
 def test_what_is_typed_stays(plan: Plan) -> None:
     typed = {"model.d_model": "256", "batch_size": "6", "optimizer.learning_rate": "0.1", "trainer.max_steps": "7"}
     found = with_shape(plan("size=small", *(f"{key}={value}" for key, value in typed.items())), Size.small, typed)

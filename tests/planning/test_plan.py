@@ -54,6 +54,9 @@ def test_each_stage_is_planned_and_the_largest_one_decides(plan: Plan) -> None:
     table = [line.split()[:3] for line in text.splitlines()[2:5]]
     assert table == [["short", "60", "122,880"], ["long", "30", "491,520"], ["end", "10", "10,240"]]
     assert "Below: stage long, which needs the most memory" in text
+    clock = ["trainer.max_steps=-1", "trainer.max_time=10", "stages.short.until_steps=60", "stages.end.batch_size=4"]
+    text = answer(plan(*words, "model.context_length=256", "batch_size=8", *clock))
+    assert "  all stages: 10 minutes" in text  # the last one has what is left
 
 
 @pytest.mark.slow

@@ -252,7 +252,12 @@ def test_wrong_words_are_refused(tmp_path: Path, sides: list[str]) -> None:
         write_comparison(sides, CompareOptions(), tmp_path / "file" / "x.html")
 
 
-def test_words_without_a_key_are_the_runs() -> None:
+def test_words_without_a_key_are_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("logs/lr=0.1").mkdir(parents=True)
+    assert as_list(["logs/lr=0.1", "target=3", f"metric={'m' * 300}"], "runs") == [
+        "target=3", f"metric={'m' * 300}", "runs=['logs/lr=0.1']",
+    ]  # fmt: skip
     assert as_list(["logs/a", "metric=val/loss", "logs/b c"], "runs") == [
         "metric=val/loss",
         "runs=['logs/a','logs/b c']",

@@ -15,6 +15,7 @@ from typing import Any
 from pretrain.config.command_line import CommandLine, as_list, parse
 from pretrain.config.compose import compose, composed, register_schemas, sweep_words
 from pretrain.config.hydra_job import HydraJob
+from pretrain.config.near_misses import of_reference
 from pretrain.config.overrides import first_values, quote, quoted
 from pretrain.config.preset_folders import (
     CONFIG_FOLDER,
@@ -178,6 +179,8 @@ def as_pretrain_error(error: BaseException) -> PretrainError | None:
     if type(error).__module__ == "hydra.errors":  # of a plug-in: what it cannot take, or a library
         cause = error.__cause__
         return cause if isinstance(cause, PretrainError) else ConfigError(" ".join(str(error).split())[:600])
+    if type(error).__module__ == "omegaconf.errors":  # of a setting that is read before all are made
+        return ConfigError(of_reference(error))
     return error if isinstance(error, PretrainError) else None
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 
-from pretrain.config.overrides import quoted
+from pretrain.config.overrides import in_home, quoted
 from pretrain.errors import ConfigError, nearest
 
 _WITH_VALUE = {
@@ -63,12 +64,14 @@ class CommandLine:
 def as_list(words: list[str], positional: str) -> list[str]:
     """Return the words of a command line, those without a key as one override of the list `positional`.
 
-    Without such a list they stay as they are. Of `a b metric=x` and runs, `metric=x runs=['a','b']`.
+    Without such a list they stay as they are. Of `a b metric=x` and runs, `metric=x runs=['a','b']`. A path that exists
+    has no key, as logs/lr=0.1.
     """
     values, rest, before = list[str](), list[str](), ""
     for word in words:
         is_value = before in _WITH_VALUE or (before in ("-i", "--info") and word in _INFO)
         is_key = "=" in word and re.match(r"[+~]*[\w./@-]+=", word) is not None
+        is_key = is_key and not os.path.exists(word)  # noqa: PTH110 (Path.exists() raises for long words)
         (rest if not positional or word.startswith("-") or is_value or is_key else values).append(word)
         before = word
     return [*rest, f"{positional}=[{','.join(map(quoted, values))}]"] if values else rest
@@ -115,6 +118,8 @@ def _read_flag(word: str, rest: list[str], given: CommandLine) -> None:
         if not equals and not rest:
             raise ConfigError(f"{flag} needs a value behind it, such as {flag} {_example(flag)}.")
         value = value if equals else rest.pop(0)
+        if meaning == "config_dir":
+            value = in_home(value)
         given.flags.append(value)
     elif flag in ("-i", "--info") and (equals or (rest and rest[0] in _INFO)):
         given.flags.append(value if equals else rest.pop(0))

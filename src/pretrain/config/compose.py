@@ -14,26 +14,23 @@ from typing import Any
 from pretrain.config.command_line import is_hydras
 from pretrain.config.imported import IMPORTED, imported_overrides
 from pretrain.config.named_entries import GROUPS, SECTIONS, SOURCES, STAGES, THRESHOLDS, section_of
-from pretrain.config.near_misses import of_preset, of_setting, of_value, of_word
+from pretrain.config.near_misses import of_preset, of_reference, of_setting, of_value, of_word
 from pretrain.config.overrides import as_hydra_reads, first_values
+from pretrain.config.preset_errors import first_line, in_a_circle, is_base, of_file, of_missing, sentence, without_kind
 from pretrain.config.preset_folders import (
     CONFIG_FOLDER,
     hydra_reads_presets,
     is_group,
     own_words,
     presets,
-    primary_configs,
 )
 from pretrain.config.registry import choices, groups, kind_of, registered
 from pretrain.config.serialize import to_dict
 from pretrain.config.typed_lengths import let_typed_lengths_win
-from pretrain.errors import ConfigError, nearest, show
+from pretrain.errors import ConfigError, show
 
 _WHICH_RUN = ("resume", "branch", "name", "paths.run_dir", "paths.logs_dir")
-
-
 _OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
-
 
 _classes: dict[str, type] = {}  # of the settings of each script
 _stored: dict[tuple[str | None, str], type] = {}  # what Hydra knows, by group and name
@@ -71,11 +68,13 @@ def typed_run(config_name: str, tree: Any, overrides: list[str]) -> Any:
 def _lower_micro_batch(tree: Any, overrides: list[str]) -> None:
     """Let a recipe's micro-batch and batch warm-up follow a typed batch_size, and print a line; typed ones must fit."""
     keys = {override.partition("=")[0].lstrip("+") for override in overrides}
-    batch, micro = tree.get("batch_size"), tree.get("micro_batch_size")
+    names = ("batch_size", "micro_batch_size", "batch_warmup_rows")
+    # get() would raise for a reference to nothing, which `in` takes for missing, so that `typed` names it
+    batch, micro, rows = (tree[name] if name in tree else None for name in names)  # noqa: SIM401
     if "micro_batch_size" not in keys and isinstance(batch, int) and isinstance(micro, int) and 0 < batch < micro:
         tree.micro_batch_size = None
         show(f"micro_batch_size={micro} of the recipe is above batch_size={batch}, and is lowered to fit.")
-    rows, is_typed = tree.get("batch_warmup_rows"), keys & {"batch_warmup_rows", "batch_warmup_tokens"}
+    is_typed = keys & {"batch_warmup_rows", "batch_warmup_tokens"}
     if "batch_size" in keys and isinstance(rows, int) and not is_typed:
         tree.batch_warmup_rows = tree.batch_warmup_tokens = None
         show(f"batch_warmup_rows={rows} of the recipe grow to its own batch_size, and batch_size={batch} is constant.")
@@ -101,7 +100,7 @@ def composed(config_name: str, overrides: list[str]) -> tuple[Any, list[str]]:
             return _with_implied(config_name, overrides, [])
         except (HydraException, OmegaConfBaseException) as first:
             error: Exception = first
-        if (in_preset := _explain_preset(error)) is not None:
+        if (in_preset := of_file(error)) is not None:
             raise in_preset from error
         chosen = [override for override in overrides if is_group(override.split("=")[0].lstrip("+~"))]
         bare = _by_hydra(config_name, chosen)
@@ -137,7 +136,9 @@ def _by_hydra(config_name: str, overrides: list[str], *, with_hydras: bool = Fal
     try:
         return hydra_compose(config_name, overrides=overrides, return_hydra_config=with_hydras)
     except MissingConfigException as error:
-        raise _explain_missing(error) from error
+        raise of_missing(error) from error
+    except RecursionError as error:
+        raise in_a_circle() from error
 
 
 def _new_names_allowed(override: str) -> str:
@@ -256,25 +257,6 @@ def _instead_of(deletion: str) -> str:
     return f"Try {key}=null." if section_of(key) and "." in key else "Give it another value."
 
 
-def _explain_preset(error: Exception) -> ConfigError | None:
-    """Return the error of a setting in a preset's file; None where the error is not of a file."""
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-
-    where, cause = re.match(r"In '([^']+)'", str(error)), error.__context__
-    if where is None or not isinstance(cause, OmegaConfBaseException):
-        return None
-    key = str(cause.full_key)
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-        above = key.rpartition(".")[0]
-        if key == where[1].rpartition("/")[0]:  # where Hydra puts the values of a file that does not say where
-            return ConfigError(
-                f"{where[1]}.yaml must begin with the line `# @package _global_`, as {key} is no setting."
-            )
-        known = [f"{above}.{name}".lstrip(".") for name in cause.parent_node or ()]
-        return ConfigError(f"{key} in {where[1]}.yaml is not a setting. {nearest(key, known)}")
-    return ConfigError(f"{key} in {where[1]}.yaml does not fit: {_sentence(cause)}")
-
-
 def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
     """Return the error of the override at fault; `tree` is what the presets alone make."""
     from omegaconf import OmegaConf
@@ -293,33 +275,16 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             new = OmegaConf.create({"value": None}).value if value == "null" else _parse(value)
             OmegaConf.update(tree, key, new, force_add=_names_entry(override))
         except OmegaConfBaseException as problem:
-            expected = re.search(r"expected one of \[(.*)\]", _first_line(problem))
+            expected = re.search(r"expected one of \[(.*)\]", first_line(problem))
             near = of_value(value, expected[1].split(", ")) if expected else None
             hint = f" Did you mean {key}={near}?" if near else ""
-            return ConfigError(f"{key}={value} does not fit: {_sentence(problem)}{hint}")
-    if (of_hydra := re.match(r"Could not override '(hydra\.[\w.]*)'", _first_line(error))) is not None:
+            return ConfigError(f"{key}={value} does not fit: {sentence(problem)}{hint}")
+    if (of_hydra := re.match(r"Could not override '(hydra\.[\w.]*)'", first_line(error))) is not None:
         return ConfigError(f"{of_hydra[1]} is not a setting of Hydra's. All of them: --cfg hydra")
-    merged, cause = re.match(r"Error merging override (.+)", _first_line(error)), error.__cause__ or error.__context__
+    merged, cause = re.match(r"Error merging override (.+)", first_line(error)), error.__cause__ or error.__context__
     if merged is not None and cause is not None:
-        return ConfigError(f"{merged[1]} does not fit: {_sentence(cause)}")
-    return ConfigError(_first_line(error))
-
-
-def _explain_missing(error: Exception) -> ConfigError:
-    """Return the error of a preset, or a primary config, that a file or a sweep names and that does not exist."""
-    found = re.search(r"(?:In '([^']*)': )?Could not (?:find|load) '(?:([^']+)/)?([^']*)'", _first_line(error))
-    if found is None:
-        return ConfigError(_first_line(error))
-    where, group, name = found.groups()
-    if (group or "").startswith("hydra/"):
-        return ConfigError(
-            f"{group}={name} is not installed. joblib, submitit_local, submitit_slurm, ray and optuna come with "
-            "pip install -e '.[sweep]'; ours needs nothing: hydra/launcher=pretrain."
-        )
-    place = "" if where is None or (CONFIG_FOLDER / f"{where}.yaml").is_file() else f" in {where}.yaml"
-    if group is None:
-        return ConfigError(f"{name}{place} is no file of settings. {nearest(name, primary_configs())}")
-    return ConfigError(f"{group}={name}{place} is not a preset. {of_preset(group, name, presets(group))}")
+        return ConfigError(f"{merged[1]} does not fit: {sentence(cause)}")
+    return ConfigError(first_line(error))
 
 
 def _explain_unknown(key: str, tree: Any, config_class: type) -> ConfigError | None:
@@ -341,14 +306,6 @@ def _parse(value: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(f"x={value}").value()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _sentence(error: BaseException) -> str:
-    return f"{_first_line(error).rstrip('.')}."
 
 
 def register_schemas(config_name: str, config_class: type) -> None:
@@ -390,7 +347,7 @@ def typed(tree: Any) -> Any:
     except MissingMandatoryValue as error:
         raise ConfigError(str(error)) from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the settings cannot be resolved: {str(error).splitlines()[0]}") from error
+        raise ConfigError(of_reference(error)) from error
 
 
 def class_of(tree: Any, group: str | None = None) -> type:
@@ -446,5 +403,7 @@ def _check_kinds(tree: Any) -> None:
 
     for group in groups():
         declared = OmegaConf.get_type(tree, group) if group in tree else None
+        if is_base(declared):
+            raise without_kind(group, f"the preset of {group}")
         if declared is not None and is_dataclass(declared) and tree[group].kind != kind_of(declared):
             raise ConfigError(f"{group}.kind={tree[group].kind} cannot be set. Choose a preset instead: {group}=...")

@@ -220,6 +220,12 @@ def of_value(value: str, known: list[str]) -> str | None:
     return next((name for name in known if close and name.lower() == close[0]), None)
 
 
+def of_reference(error: BaseException) -> str:
+    """Return one line about a setting that refers by ${...} to what there is not, or to itself."""
+    key = getattr(error, "full_key", None)
+    return f"the settings cannot be resolved: {f'{key}: ' if key else ''}{str(error).strip().partition(chr(10))[0]}"
+
+
 def _meant(key: str, spelt: str, config_class: type) -> str:
     last, every = key.rpartition(".")[2].lower(), every_setting(config_class)
     parts = {".".join(name.split(".")[:depth]) for name in every for depth in range(1, name.count(".") + 2)}

@@ -100,9 +100,12 @@ def _text(value: str, name: str) -> str:
     found = _parsed(value)
     if found is None or (isinstance(found, str) and (found == value or _QUOTED.fullmatch(value) or "\\" in value)):
         return value  # null, a text that needs no quotes, has them, or is written with Hydra's escapes
-    if name.rpartition(".")[2] in _PATHS and (value == "~" or value.startswith("~/")):
-        value = str(Path.home()) + value[1:]
-    return quoted(value, interpolates=True)
+    return quoted(in_home(value) if name.rpartition(".")[2] in _PATHS else value, interpolates=True)
+
+
+def in_home(path: str) -> str:
+    """Return a path with the home folder for a ~ at its beginning, which shells leave behind an equals sign."""
+    return str(Path.home()) + path[1:] if path == "~" or path.startswith("~/") else path
 
 
 def _collection(value: str, config_class: type, name: str) -> str:

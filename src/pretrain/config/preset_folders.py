@@ -59,8 +59,13 @@ def is_group(name: str) -> bool:
 
 def presets(group: str) -> list[str]:
     """Return the names of a group's presets: of its files, and of what plugins and scripts registered."""
-    files = (path for folder in folders() for path in (folder / group).glob("*.yaml"))
-    return sorted({path.stem for path in files} | registered(group).keys())
+    ours = {path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml")}
+    own = {
+        path.relative_to(folder / group).with_suffix("").as_posix()  # such as team/run
+        for folder in _own_folders
+        for path in (folder / group).rglob("*.yaml")
+    }
+    return sorted(ours | own | registered(group).keys())
 
 
 def own_words(config_name: str, overrides: list[str]) -> list[str]:
@@ -110,15 +115,32 @@ def _read(path: Path) -> dict[Any, Any]:
     from yaml import YAMLError
 
     try:
-        settings = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        settings: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, ValueError, YAMLError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"{path} cannot be read: {reason}. It must hold settings as YAML, such as seed: 1."
-        ) from error
-    if not isinstance(settings, dict):
+        raise unreadable(path, error) from error
+    check_content(path, settings)
+    return dict(settings)
+
+
+def unreadable(path: str | Path, error: Exception) -> ConfigError:
+    """Return the error of a file that is no YAML, or no text."""
+    reason = " ".join(str(error).split())[:300]
+    return ConfigError(f"{path} cannot be read: {reason}. It must hold settings as YAML, such as seed: 1.")
+
+
+def check_content(path: str | Path, content: Any) -> None:
+    """Raise ConfigError unless a file holds settings by name, and has a list of the presets that it begins with."""
+    if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a list, and must hold settings, such as seed: 1.")
-    return settings
+    defaults = content.get("defaults")
+    entries = defaults if isinstance(defaults, list) else [] if defaults is None else [None]
+    for each in entries:
+        if not isinstance(each, str) and not (isinstance(each, dict) and len(each) == 1):
+            wrong = str(defaults if each is None else each)[:80]
+            raise ConfigError(
+                f"{path} has defaults: {wrong}, which is no list of presets with one group in an entry. Try "
+                "defaults: [train, _self_]."
+            )
 
 
 def named_plugins(words: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.command_line import CommandLine
+from pretrain.config.overrides import in_home
 from pretrain.errors import ConfigError, nearest, show
 
 FILE = "pretrain.yaml"
@@ -33,7 +34,7 @@ def use_project(command: str, given: CommandLine) -> None:
     if command not in _COMMANDS or given.config_dir is not None or not Path(FILE).is_file():
         return
     project = _read(Path(FILE))
-    given.config_dir = project.get(_FOLDER, ".")
+    given.config_dir = in_home(project.get(_FOLDER, "."))
     given.flags += ["--config-dir", given.config_dir]
     name = project.get(command, project.get("train") if command in _OF_A_RUN else None)
     if given.config_name is None and name is not None:

@@ -49,6 +49,9 @@ def read_presets_for(config_class: type) -> None:
     from hydra._internal.core_plugins.file_config_source import FileConfigSource  # here: launch reads settings without
     from hydra.plugins.config_source import ConfigResult
     from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    from pretrain.config.preset_folders import check_content, unreadable
 
     _reads_for[:] = [config_class]
     read = FileConfigSource.load_config
@@ -56,11 +59,16 @@ def read_presets_for(config_class: type) -> None:
         return
 
     def load_config(self: Any, config_path: str) -> ConfigResult:
-        """Return what a file holds, its whole numbers written out."""
-        found = read(self, config_path)
+        """Return what a file holds, its whole numbers written out; raises ConfigError where it holds no settings."""
+        path = f"{self.path}/{config_path.removesuffix('.yaml')}.yaml"
+        try:
+            found = read(self, config_path)
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise unreadable(path, error) from error
         package = found.header.get("package") or config_path.rpartition("/")[0].replace("/", ".")
         prefix = "" if package in ("", _GLOBAL) else f"{package}."
         plain = OmegaConf.to_container(found.config, resolve=False)
+        check_content(path, plain)
         if isinstance(plain, dict):
             whole = with_whole_numbers(plain, _reads_for[-1], prefix)
             if whole != plain or repr(whole) != repr(plain):  # 2.0 == 2

@@ -64,12 +64,15 @@ def _of_largest_stage(config: PlanConfig, target: Target) -> tuple[PlanConfig, F
     course = course_of(config)
     planned: list[tuple[PlanConfig, Forecast]] = []
     rows = [["stage", "steps", "tokens", "a step", "peak memory", "time"]]
+    minutes = config.trainer.max_time
     for stage in course.stages:
         if stage.end == stage.begin:
             continue
-        of_stage = _settings_of(config, stage)
+        of_stage = _settings_of(config, stage, minutes)
         found = forecast(of_stage, target, simulate=config.dry_run)
         planned.append((of_stage, found))
+        if minutes is not None:  # what is left for the next stages
+            minutes = max(1e-9, minutes - (found.cost.seconds or 0.0) / 60)
         rows.append([stage.name, *_figures(stage, course, found)])
     largest, found = max(planned, key=lambda each: each[1].peak)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -81,11 +84,12 @@ def _of_largest_stage(config: PlanConfig, target: Target) -> tuple[PlanConfig, F
     return largest, found, ["Stages", *lines, f"Below: stage {name}, which needs the most memory, for all its steps"]
 
 
-def _settings_of(config: PlanConfig, stage: Stage) -> PlanConfig:
-    """Return the settings of a plan for a stage alone, as long as it is."""
+def _settings_of(config: PlanConfig, stage: Stage, minutes: float | None) -> PlanConfig:
+    """Return the settings of a plan for a stage alone, as long as it is, or as the `minutes` left for it are."""
     of_stage = {f.name: getattr(stage.config, f.name) for f in fields(RunConfig)}
+    of_stage["trainer"] = replace(stage.config.trainer, max_time=minutes)
     if stage.end is not None:
-        of_stage["trainer"] = replace(stage.config.trainer, max_steps=stage.end - stage.begin, max_tokens=None)
+        of_stage["trainer"] = replace(of_stage["trainer"], max_steps=stage.end - stage.begin, max_tokens=None)
     return replace(config, **of_stage)
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from pretrain.config.run import RunConfig
 from pretrain.data.prepare import Prepared
+from pretrain.errors import ConfigError
 from pretrain.models.choices import Parametrization
 from pretrain.models.config import TransformerConfig
 from pretrain.models.sizes import SHAPES, Size, scaled
@@ -88,9 +89,14 @@ def choose(config: PlanConfig, target: Target, typed: Mapping[str, str]) -> tupl
     """Return the size of a run, and lines that say what was chosen and why.
 
     Of `size=auto`, the largest whose 20 tokens a parameter are at most four passes over the text and are read within
-    `time`; else nano. A size that was named is taken as it is.
+    `time`; else nano. A size that was named is taken as it is. Raises ConfigError where the time was typed twice.
     """
     size = config.size or Size.auto
+    if {"time", "trainer.max_time"} <= typed.keys() and config.time and config.trainer.max_time:
+        raise ConfigError(
+            f"time={config.time:g} and trainer.max_time={config.trainer.max_time:g} both say how long the run of a "
+            f"chosen size may take. Give only one, such as time={config.time:g}."
+        )
     minutes = config.trainer.max_time if "trainer.max_time" in typed else config.time
     minutes = minutes or DEFAULT_MINUTES
     config = replace(config, time=minutes)
