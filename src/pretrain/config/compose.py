@@ -88,7 +88,7 @@ def composed(config_name: str, overrides: list[str]) -> tuple[Any, list[str]]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from pretrain.config.whole_numbers import read_presets_for
+    from pretrain.config.preset_reader import read_presets_for
 
     config_class = _classes.get(config_name)
     if config_class:
@@ -148,7 +148,7 @@ def _new_names_allowed(override: str) -> str:
 
 def sweep_words(config_name: str, overrides: list[str]) -> list[str]:
     """Return the overrides of a sweep in Hydra's grammar, behind the presets that they imply."""
-    from pretrain.config.whole_numbers import read_presets_for
+    from pretrain.config.preset_reader import read_presets_for
 
     read_presets_for(_classes[config_name])
     swept = [_new_names_allowed(as_hydra_reads(each, _classes[config_name], sweep=True)) for each in overrides]

@@ -16,9 +16,9 @@ from typing import Any
 from pretrain.config.compose import compose, register_schemas, typed_run
 from pretrain.config.imported import IMPORTED
 from pretrain.config.preset_folders import named_plugins, own_words, use_configs
+from pretrain.config.preset_reader import read_presets_for
 from pretrain.config.registry import load_plugins
 from pretrain.config.sweep import Job, job_of, of_the_job
-from pretrain.config.whole_numbers import read_presets_for
 from pretrain.errors import ConfigError, PretrainError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.launch.run_folder import SWEPT
