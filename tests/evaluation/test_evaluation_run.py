@@ -174,7 +174,7 @@ def test_the_command_prints_a_table_and_writes_figures_with_settings(
     capsys.readouterr()
     runpy.run_path(str(SCRIPT), run_name="__main__")
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    written = json.loads(output.read_text())
+    written = json.loads(output.read_text(), parse_constant=pytest.fail)  # strict JSON: a figure that is none is null
     assert lines["pairs"] == "2"
     assert lines["accuracy"] == f"{written['accuracy']:.4f}"
     assert written["settings"]["task"] == "minimal_pairs"

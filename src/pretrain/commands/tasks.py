@@ -5,7 +5,6 @@ Settings are read before torch is loaded, so each task imports what it needs.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -213,6 +212,7 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
     from pretrain.evaluation.needle import needle_table
     from pretrain.evaluation.run import score
     from pretrain.interop.load import chosen_model
+    from pretrain.reports.groups import as_json
 
     if config.output:
         check_writable("output", Path(config.output))
@@ -231,7 +231,7 @@ def evaluate(config: EvalConfig, overrides: list[str]) -> None:
         if is_table:
             print(printable(f"\n{needle_table(figures)}"))
     if config.output:
-        write_output("output", Path(config.output), json.dumps(figures | {"settings": to_dict(config)}, indent=1))
+        write_output("output", Path(config.output), as_json(figures | {"settings": to_dict(config)}))
 
 
 def export(config: ExportConfig, overrides: list[str]) -> None:
