@@ -250,6 +250,16 @@ def scaling_ladder(result: dict[str, Any]) -> str:
     )
 
 
+def local_attention(result: dict[str, Any]) -> str:
+    """Return the losses on unseen novels by model and window, of each seed."""
+    rows = [
+        (f"`{row['model']}`", "none: the whole row" if row["window"] == "none" else f"{row['window']} tokens",
+         ", ".join(map(shown, row["losses"])), shown(fmean(row["losses"])))
+        for row in result["figures"]["rows"]
+    ]  # fmt: skip
+    return markdown(("model", "window", "loss of each seed", "mean"), rows)
+
+
 def convert_stories(result: dict[str, Any]) -> str:
     """Return the bounds of the converted model and of random weights, and how much of a sample is copied."""
     figures = result["figures"]
@@ -489,6 +499,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "objectives": objectives,
     "mup_transfer": mup_transfer,
     "scaling_ladder": scaling_ladder,
+    "local_attention": local_attention,
     "convert_stories": convert_stories,
     "minimal_pairs": minimal_pairs,
     "start_up": start_up,
