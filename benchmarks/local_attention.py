@@ -35,8 +35,8 @@ WINDOWS = {  # by model: the window in tokens, and every which layer attends to 
 }
 SHARED = [
     "data=text_files", "tokenizer=bpe", "tokenizer.vocab_size=4096", "trainer.max_tokens=1200000",
-    "trainer.max_steps=-1", "trainer.val_check_interval=2000", "data.max_validation_rows=256", "sample.every_n_steps=0", "logger=csv",
-    "logging.report=false",
+    "trainer.max_steps=-1", "trainer.val_check_interval=2000", "data.max_validation_rows=256", "sample.every_n_steps=0",
+    "logger=csv", "logging.report=false",
 ]  # fmt: skip
 
 
