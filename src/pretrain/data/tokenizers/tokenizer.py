@@ -142,7 +142,8 @@ class Tokenizer:
         for anchor in (".", "\n", "a") if self.ids_version else ():
             first, both = self.encode(anchor), self.encode(anchor + text)
             ids = both[len(first) :]
-            same_start = self.decode_after(first, ids)[:1].isspace() == text[:1].isspace()
+            # without the spelling of an unknown anchor, as decoding without a decoder writes spaces between all tokens
+            same_start = self._decode_after(first, ids, True)[:1].isspace() == text[:1].isspace()
             if first and both[: len(first)] == first and same_start:
                 return ids
         return self.encode(text)
@@ -186,7 +187,10 @@ class Tokenizer:
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """Return the text that `ids` add to `before`: tokenizers may drop a first space."""
-        skip_special = not self._unknown_ids.intersection(map(int, before[-1:]))  # a word follows it
+        # an unknown one is spelled, as a word keeps its space only behind another
+        return self._decode_after(before, ids, not self._unknown_ids.intersection(map(int, before[-1:])))
+
+    def _decode_after(self, before: Sequence[int], ids: Sequence[int], skip_special: bool) -> str:
         first = self.decode(before[-1:], skip_special)
         both = self.decode([*before[-1:], *ids], skip_special)
         return both.removeprefix(first) if both.startswith(first) else self.decode(ids)
