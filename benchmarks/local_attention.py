@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from comparison import Result, typed
+from comparison import Result
 from corpora import assets, novels
 
 MEASURES = (
@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--folder", type=Path, default=Path("logs/local_attention"))
     given = parser.parse_args()
-    result = Result("local_attention", typed(), {"seeds": given.seeds, "shared": " ".join(SHARED)})
+    command = f"python benchmarks/local_attention.py --seeds {' '.join(map(str, given.seeds))}"
+    result = Result("local_attention", command, {"seeds": given.seeds, "shared": " ".join(SHARED)})
     rows = list[dict[str, Any]]()
     result.figures["rows"] = rows
     for model, windows in WINDOWS.items():
