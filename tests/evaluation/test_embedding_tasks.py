@@ -13,7 +13,7 @@ from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.embedding_tasks import (
     SentencePairs,
     ndcg,
-    read_retrieval,
+    read_retrieval_set,
     read_sentence_pairs,
     score_embeddings,
 )
@@ -46,7 +46,7 @@ def test_correlations_are_those_of_scipy() -> None:
 
 
 def test_retrieval_ranks_by_similarity(tmp_path: Path) -> None:
-    found = score_embeddings(embed, read_retrieval(str(beir(tmp_path / "set"))))
+    found = score_embeddings(embed, read_retrieval_set(str(beir(tmp_path / "set"))))
     first = (2 + 1 / math.log2(4)) / (2 + 1 / math.log2(3))  # b, c, d, e: relevances 2, 0, 1, 0
     assert found["ndcg@10"] == pytest.approx(np.mean([first, 1.0]))
     assert found["recall@10"] == found["recall@100"] == 1.0
@@ -68,21 +68,21 @@ def test_files_that_cannot_be_scored_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.tsv cannot be read"):
         read_sentence_pairs(str(tmp_path / "nowhere.tsv"))
     with pytest.raises(DataError, match=r"queries\.jsonl cannot be read"):
-        read_retrieval(str(tmp_path))
+        read_retrieval_set(str(tmp_path))
     with pytest.raises(DataError, match="names query 'x' and passage 'b'"):
-        read_retrieval(str(beir(tmp_path / "one", "x\tb\t1\n")))
+        read_retrieval_set(str(beir(tmp_path / "one", "x\tb\t1\n")))
     with pytest.raises(DataError, match="no relevant passage of any query"):
-        read_retrieval(str(beir(tmp_path / "two", "a\tb\t0\n")))
+        read_retrieval_set(str(beir(tmp_path / "two", "a\tb\t0\n")))
     folder = beir(tmp_path / "three")
     (folder / "qrels" / "test.tsv").unlink()
     with pytest.raises(DataError, match=r"has no qrels/test\.tsv"):
-        read_retrieval(str(folder))
+        read_retrieval_set(str(folder))
     (folder / "corpus.jsonl").write_text('{"_id": 1}')
     with pytest.raises(DataError, match=r"corpus\.jsonl:1 is no object like"):
-        read_retrieval(str(folder))
+        read_retrieval_set(str(folder))
     (folder / "corpus.jsonl").write_text("")
     with pytest.raises(DataError, match=r"corpus\.jsonl has no text"):
-        read_retrieval(str(folder))
+        read_retrieval_set(str(folder))
     for task in (Task.sts, Task.retrieval):
         with pytest.raises(ConfigError, match=f"task={task.name} needs a"):
             EvalConfig(task=task)

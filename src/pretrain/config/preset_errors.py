@@ -71,7 +71,7 @@ def of_missing(error: Exception) -> ConfigError:
             f"{group}={name} is not installed. joblib, submitit_local, submitit_slurm, ray and optuna come with "
             "pip install -e '.[sweep]'; ours needs nothing: hydra/launcher=pretrain."
         )
-    place = "" if where is None or (CONFIG_FOLDER / f"{where}.yaml").is_file() else f" in {where}.yaml"
+    file = "" if where is None or (CONFIG_FOLDER / f"{where}.yaml").is_file() else f" in {where}.yaml"
     if group is None:
-        return ConfigError(f"{name}{place} is no file of settings. {nearest(name, primary_configs())}")
-    return ConfigError(f"{group}={name}{place} is not a preset. {of_preset(group, name, presets(group))}")
+        return ConfigError(f"{name}{file} is no file of settings. {nearest(name, primary_configs())}")
+    return ConfigError(f"{group}={name}{file} is not a preset. {of_preset(group, name, presets(group))}")

@@ -34,7 +34,7 @@ class SentencePairs:
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class RetrievalSet:
     """Queries and passages by id, and how well passages answer queries: whole numbers above 0."""
 
     queries: dict[str, str]
@@ -63,7 +63,7 @@ def read_sentence_pairs(path: str) -> SentencePairs:
     return SentencePairs(pairs, scores)
 
 
-def read_retrieval(path: str) -> Retrieval:
+def read_retrieval_set(path: str) -> RetrievalSet:
     """Return the set in a folder of BEIR's layout: queries.jsonl, corpus.jsonl, and qrels/test.tsv or qrels.tsv.
 
     Source: Thakur et al. 2021, https://arxiv.org/abs/2104.08663. Raises DataError for a missing file or key, and for a
@@ -86,7 +86,7 @@ def read_retrieval(path: str) -> Retrieval:
             relevance[query][passage] = int(score)
     if not relevance:
         raise DataError(f"{printable(str(table))} has no relevant passage of any query, so there is nothing to find.")
-    return Retrieval(queries, corpus, dict(relevance))
+    return RetrievalSet(queries, corpus, dict(relevance))
 
 
 def some_pairs(examples: SentencePairs, count: int) -> SentencePairs:
@@ -105,7 +105,7 @@ def similarity_metrics(embed: Embed, examples: SentencePairs) -> dict[str, float
     }
 
 
-def retrieval_metrics(embed: Embed, examples: Retrieval) -> dict[str, float]:
+def retrieval_metrics(embed: Embed, examples: RetrievalSet) -> dict[str, float]:
     """Return nDCG@10, recall@10 and recall@100, means over the queries that have a relevant passage.
 
     nDCG discounts a passage's relevance by log2(1 + its rank), as trec_eval does; passages of equal similarity rank as
@@ -183,9 +183,9 @@ def _is_text(record: Mapping[str, Any]) -> bool:
     )
 
 
-def score_embeddings(embed: Embed, examples: SentencePairs | Retrieval) -> dict[str, float]:
+def score_embeddings(embed: Embed, examples: SentencePairs | RetrievalSet) -> dict[str, float]:
     """Return the metrics of vectors on a set of examples."""
     with torch.inference_mode():
-        if isinstance(examples, Retrieval):
+        if isinstance(examples, RetrievalSet):
             return retrieval_metrics(embed, examples)
         return similarity_metrics(embed, examples)

@@ -137,7 +137,7 @@ def allocate(model: nn.Module, device: torch.device | str, build: Callable[[], n
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:
-    """Move a model's buffers to a device, in place; its parameters stay where they are."""
+    """Move a model's buffers to a device; its parameters stay on theirs."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))

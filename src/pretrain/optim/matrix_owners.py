@@ -126,18 +126,20 @@ class OwnedShards(Alone):
             wholes[index] = [matrix.new_empty(rows, columns, dtype=dtype)]
             wholes[index] += [each.new_empty(rows, 1, dtype=dtype) for each in numbers]
         sent = [[part for index in indices for part in parts[index]] for indices in self.owned]
-        places = self._places(wholes)
+        parts_by_process = self._parts_by_process(wholes)
         buffer = _buffer_of(sent, parts, dtype)
-        received = self._exchange(sent, buffer, [[view.shape for view in views] for views in places])
-        _copy([view for views in places for view in views], [piece for pieces in received for piece in pieces])
+        received = self._exchange(sent, buffer, [[view.shape for view in views] for views in parts_by_process])
+        _copy(
+            [view for views in parts_by_process for view in views], [piece for pieces in received for piece in pieces]
+        )
         return wholes
 
     def scatter(self, wholes: Mapping[int, Parts], parts: Sequence[Parts], dtype: torch.dtype) -> list[Parts]:
         shapes = [_shapes(parts, indices) for indices in self.owned]
-        sent = self._places(wholes)
+        sent = self._parts_by_process(wholes)
         return _by_matrix(self.owned, self._exchange(sent, _buffer_of(sent, parts, dtype), shapes), parts)
 
-    def _places(self, wholes: Mapping[int, Parts]) -> list[list[Tensor]]:
+    def _parts_by_process(self, wholes: Mapping[int, Parts]) -> list[list[Tensor]]:
         """Return the part of each process of the matrices owned here; the tensors share memory with the matrices."""
         ranks = range(len(self.owned))
         return [[self.layout[index][rank].of(part) for index in wholes for part in wholes[index]] for rank in ranks]

@@ -103,7 +103,7 @@ def placements_of_sums(placements: Sequence[Placement]) -> list[Placement]:
     Whatever is no copy is a shard: of a matrix that tensor parallelism split first, FSDP2's shards are strided, and
     their `is_shard()` is False (torch 2.13).
     """
-    return [Replicate() if place.is_replicate() else Partial() for place in placements]
+    return [Replicate() if placement.is_replicate() else Partial() for placement in placements]
 
 
 def build_stable_adamw(config: StableAdamWConfig, model: nn.Module) -> StableAdamW:

@@ -11,9 +11,9 @@ from pretrain.errors import ConfigError, shown
 from pretrain.evaluation.bound import estimate_of
 from pretrain.evaluation.config import NeedleConfig, ScoresConfig
 from pretrain.evaluation.embedding_tasks import (
-    Retrieval,
+    RetrievalSet,
     SentencePairs,
-    read_retrieval,
+    read_retrieval_set,
     read_sentence_pairs,
     score_embeddings,
     some_pairs,
@@ -57,12 +57,12 @@ def open_tasks(config: ScoresConfig, completes: bool) -> list[ExampleSet]:
     return tasks
 
 
-def open_vector_tasks(config: ScoresConfig) -> dict[str, SentencePairs | Retrieval]:
+def open_vector_tasks(config: ScoresConfig) -> dict[str, SentencePairs | RetrievalSet]:
     """Return what the model's vectors are scored on: pairs of `scores.sts` by folder and file, sets by their folder.
 
     Raises DataError for a file that is no such table, ConfigError for two of the same name.
     """
-    found = dict[str, SentencePairs | Retrieval]()
+    found = dict[str, SentencePairs | RetrievalSet]()
     for key in ("sts", "retrieval"):
         for path in getattr(config, key):
             parts = Path(path).expanduser().resolve()
@@ -71,7 +71,7 @@ def open_vector_tasks(config: ScoresConfig) -> dict[str, SentencePairs | Retriev
                 raise ConfigError(
                     f"scores.{key} names two files called {name}, whose metrics would collide. Rename one."
                 )
-            read = read_retrieval(str(parts)) if key == "retrieval" else read_sentence_pairs(str(parts))
+            read = read_retrieval_set(str(parts)) if key == "retrieval" else read_sentence_pairs(str(parts))
             found[name] = some_pairs(read, config.max_examples) if isinstance(read, SentencePairs) else read
     return found
 
