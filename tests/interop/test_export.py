@@ -22,7 +22,7 @@ from pretrain.interop import comparison, export
 from pretrain.interop.export import export_adapters, export_model
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
-from pretrain.models.choices import Parametrization
+from pretrain.models.choices import Head, Parametrization
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.lora_config import LoraConfig
 from pretrain.objectives.classify import token_types
@@ -74,6 +74,7 @@ def test_a_causal_run_goes_on_in_transformers_with_the_same_tokens(runs: dict[st
     assert found.largest_difference is not None
     assert found.largest_difference < 1e-4
     assert "as        Qwen3ForCausalLM" in str(found)
+    assert "without" not in str(found)
     assert f'AutoModelForCausalLM.from_pretrained("{tmp_path / "out"}")' in str(found)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
@@ -128,6 +129,14 @@ def test_a_masked_run_fills_masks_in_transformers(runs: dict[str, Path], tmp_pat
     text = [each["token_str"] for each in theirs if each["token"] < 256]
     assert [answer.token for answer in ours] == text[:3]
     assert not (tmp_path / "out" / "generation_config.json").exists()
+
+
+def test_an_export_says_that_transformers_has_no_head_for_a_masked_model_with_a_plain_one(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", shape("bert", head=Head.linear, context_length=64), causal=False)
+    found = export_model(ExportConfig(output=str(tmp_path / "out")), run)
+    assert "as        BertModel" in str(found)
+    assert "without   its head" in str(found)
+    assert "model.head=linear" in str(found)
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama", "neox", "gemma", "gemma2", "bert", "modern_bert"])

@@ -44,11 +44,15 @@ _DATA_LICENSES = {"python_docs": "Python Software Foundation License 2.0, https:
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported folder; `largest_difference` of logits is None if transformers is not installed."""
+    """An exported folder; `largest_difference` of logits is None if transformers is not installed.
+
+    `lost_head` tells that the model predicts tokens and its architecture of transformers does not.
+    """
 
     folder: Path
     card: ModelCard
     largest_difference: float | None
+    lost_head: bool = False
 
     def __str__(self) -> str:
         compared = (
@@ -56,9 +60,14 @@ class Exported:
             if self.largest_difference is None
             else f"logits of transformers and ours differ by at most {self.largest_difference:.2g}; the same token ids"
         )
+        without_head = (
+            "without   its head: transformers has no masked model with model.head=linear. This folder gives hidden "
+            "states; the run itself fills masks\n"
+        )
         return (
             f"exported  {self.folder}\n"
             f"as        {self.card.architecture}, {self.card.parameters:,} parameters\n"
+            f"{without_head if self.lost_head else ''}"
             f"compared  {compared}\n"
             f"load      {self.card.auto_class}.from_pretrained({json.dumps(str(self.folder), ensure_ascii=False)})"
         )
@@ -85,7 +94,7 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
     with _new_folder(output) as temporary:
         card, added_ids = _write(temporary, config, in_standard(source, family), family, evaluations)
         difference = _compare(temporary, source, card, added_ids) if has_transformers() else None
-    return Exported(output, card, difference)
+    return Exported(output, card, difference, card.auto_class == "AutoModel" and source.has_head and not _embeds(source))
 
 
 def export_adapters(config: ExportConfig, path: str | Path) -> str:

@@ -6,6 +6,7 @@ from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.models.interface import blocks_of, inputs_of
 from pretrain.models.layers import has_residual_stream
+from pretrain.models.transformer import Transformer
 
 
 def check_supported(config: RunConfig, model: nn.Module) -> None:
@@ -35,4 +36,19 @@ def check_supported(config: RunConfig, model: nn.Module) -> None:
         raise ConfigError(
             f"parallel.activation_checkpointing=true recomputes a model block by block, and {named} has no `blocks`. "
             "Try parallel.activation_checkpointing=false."
+        )
+    devices = config.parallel.tensor_parallel
+    if devices > 1 and isinstance(model, Transformer):
+        _check_vocabulary_split(model.vocab_size, devices)
+
+
+def _check_vocabulary_split(ids: int, devices: int) -> None:
+    """Raise ConfigError where one of the devices would have no id: each takes an equal number, the last what is left.
+
+    Its empty part of the head has no logits to take a softmax of.
+    """
+    if -(-ids // devices) * (devices - 1) >= ids:
+        raise ConfigError(
+            f"parallel.tensor_parallel={devices} splits the vocabulary, and of {ids} ids the last device would get "
+            f"none. Try model.vocab_multiple={devices}."
         )
