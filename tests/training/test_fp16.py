@@ -15,7 +15,7 @@ from pretrain.errors import ConfigError, DivergenceError, Interrupted
 from pretrain.launch.run_folder import read_rows
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.precision import auto_precision
-from pretrain.training import train as training
+from pretrain.training import run_parts
 from pretrain.training.config import Precision, TrainerConfig
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.loss_scaler import HIGHEST, LOWEST, LossScaler, build_loss_scaler
@@ -80,7 +80,7 @@ def test_a_scale_changes_no_bit_of_float32(tiny: Any, monkeypatch: pytest.Monkey
     words += ["trainer.gradient_clip_val=0.5", "divergence.on_spike=skip", "divergence.window=4"]
     plain = run(tiny.plan(*words, f"paths.run_dir={tiny.folder / 'plain'}"))
     scaler = LossScaler(1024.0, growth_interval=5)
-    monkeypatch.setattr(training, "build_loss_scaler", lambda _: scaler)
+    monkeypatch.setattr(run_parts, "build_loss_scaler", lambda _: scaler)
     scaled = run(tiny.plan(*words, f"paths.run_dir={tiny.folder / 'scaled'}"))
     assert scaler.scale == 4096.0
     one, other = (open_checkpoint(Path(report.folder)) for report in (plain, scaled))

@@ -25,9 +25,10 @@ from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.callbacks.metrics import Metrics, write
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.report import check_outcome
+from pretrain.training.run_parts import build_metrics
 from pretrain.training.step_outcomes import StepOutcomes
 from pretrain.training.throughput import Throughput
-from pretrain.training.train import _build_metrics, run
+from pretrain.training.train import run
 
 PAIR = {"prompt": "a", "response": "b"}
 LONG = {"prompt": "why " * 40, "response": "so"}
@@ -193,10 +194,10 @@ def test_a_share_of_the_peak_above_one_is_not_shown(tiny: Any, monkeypatch: pyte
 
 def test_the_peak_is_that_of_all_devices(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the tokens are: with that of one, two GPUs at half of their peak would be at all of it."""
-    monkeypatch.setattr("pretrain.training.train.peak_flops_per_s", lambda device, half: (1e9, "documented"))
+    monkeypatch.setattr("pretrain.training.run_parts.peak_flops_per_s", lambda device, half: (1e9, "documented"))
     config = tiny.config("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     run_plan: Any = SimpleNamespace(config=config, start=0, folder=tiny.folder)
-    assert _build_metrics(run_plan, Throughput(), 260, torch.device("cpu")).peak_flops_per_s == 2e9
+    assert build_metrics(run_plan, Throughput(), 260, torch.device("cpu")).peak_flops_per_s == 2e9
 
 
 def test_targets_that_several_processes_read_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
