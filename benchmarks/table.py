@@ -260,6 +260,21 @@ def local_attention(result: dict[str, Any]) -> str:
     return markdown(("model", "window", "loss of each seed", "mean"), rows)
 
 
+def novels_settings(result: dict[str, Any]) -> str:
+    """Return the losses of each choice of settings, and how they differ from the recipe's."""
+    rows = []
+    for row in result["figures"]["rows"]:
+        difference, low, high = row["difference"], "", ""
+        if difference:
+            low, high = (f"{bound:+.3f}" for bound in difference["interval"])
+        against = f"{difference['value']:+.3f} ({low} to {high})" if difference else ""
+        p = f"{row['p_holm']:.2g}" if difference else ""
+        rows.append(
+            (f"`{row['choice']}`", ", ".join(map(shown, row["losses"])), shown(fmean(row["losses"])), against, p)
+        )
+    return markdown(("settings", "loss of each seed", "mean", "against the recipe, 95 % interval", "p, Holm"), rows)
+
+
 def convert_stories(result: dict[str, Any]) -> str:
     """Return the bounds of the converted model and of random weights, and how much of a sample is copied."""
     figures = result["figures"]
@@ -500,6 +515,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "mup_transfer": mup_transfer,
     "scaling_ladder": scaling_ladder,
     "local_attention": local_attention,
+    "novels_settings": novels_settings,
     "convert_stories": convert_stories,
     "minimal_pairs": minimal_pairs,
     "start_up": start_up,
