@@ -1,4 +1,4 @@
-"""Pre-train a causal or masked Transformer: `python src/train.py --help`, the same as `pretrain train --help`.
+"""Pre-train a causal, masked or diffusion Transformer: `python src/train.py --help`, as `pretrain train --help`.
 
 It runs under @hydra.main, so that Hydra's flags, launchers, sweepers and shell completion work.
 """

@@ -1,4 +1,4 @@
-"""An evaluation task of your own: how often the model finds the right sum likelier than the one beside it.
+"""An evaluation task of your own: how often the right sum is more likely under the model than the one beside it.
 
 PYTHONPATH=examples/extend python src/eval.py 'plugins=[my_task]' 'tasks=[right_sums]'
 PYTHONPATH=examples/extend python src/eval.py 'plugins=[my_task]' 'tasks=[{kind: right_sums, count: 500}]'

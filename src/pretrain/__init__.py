@@ -1,4 +1,4 @@
-"""Pre-train Transformer language models, causal and masked, with PyTorch Lightning and Hydra."""
+"""Pre-train Transformer language models, causal, masked and diffusion, with PyTorch Lightning and Hydra."""
 
 from typing import TYPE_CHECKING
 

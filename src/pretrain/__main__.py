@@ -8,7 +8,7 @@ from pretrain import __version__
 from pretrain.errors import ConfigError, message_of, nearest, outlive_readers, show
 
 COMMANDS = {
-    "train": "pre-train a causal or masked Transformer",
+    "train": "pre-train a causal, masked or diffusion Transformer",
     "curate": "make a corpus of raw text, with a manifest of what was removed and why",
     "verify": "check every hash and count of a curated corpus",
     "explain": "say why documents of a curated corpus were removed",

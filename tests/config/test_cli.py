@@ -293,7 +293,7 @@ def test_a_typo_is_answered_at_once_and_help_loads_no_torch() -> None:
         [sys.executable, "-c", watched], capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False
     )
     assert shown.returncode == 0
-    assert "Pre-train a causal or masked Transformer" in shown.stdout
+    assert "Pre-train a causal, masked or diffusion Transformer" in shown.stdout
     assert shown.stderr == "False\n"
 
 

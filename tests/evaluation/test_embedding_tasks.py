@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from pretrain.evaluation.embedding_tasks import (
     read_sentence_pairs,
     score_embeddings,
 )
+from pretrain.evaluation.run import score
+from pretrain.language_model import LanguageModel
 
 ANGLES = {"a": 0.0, "b": 0.3, "c": 0.9, "d": 1.4, "e": 2.0, "f": 2.9}
 
@@ -52,6 +55,16 @@ def test_retrieval_ranks_by_similarity(tmp_path: Path) -> None:
     assert found["recall@10"] == found["recall@100"] == 1.0
     assert (found["queries"], found["passages"]) == (2, 4)
     assert ndcg([0] * 10 + [1], {"x": 1}) == 0.0
+
+
+def test_max_examples_takes_a_part_of_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "sts.tsv"
+    table.write_text("sentence1\tsentence2\tscore\na\tb\t5\na\tc\t4\na\td\t3\na\te\t2\n")
+    monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: SimpleNamespace(embed_beginnings=embed))
+    assert score(EvalConfig(task=Task.sts, path=str(table), max_examples=3), "a run")["pairs"] == 3
+    assert score(EvalConfig(task=Task.sts, path=str(table)), "a run")["pairs"] == 4
+    with pytest.raises(ConfigError, match="max_examples=3 has no use"):
+        EvalConfig(task=Task.retrieval, path=str(tmp_path), max_examples=3)
 
 
 def test_files_that_cannot_be_scored_are_named(tmp_path: Path) -> None:

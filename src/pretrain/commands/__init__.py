@@ -1,4 +1,4 @@
-"""The commands, one file each: settings from the command line, then a task.
+"""The commands: settings from the command line, then a task of `tasks.py`.
 
 Importing this package ends the process where Python is too old or lacks the libraries: the commands cannot start there.
 """

@@ -64,9 +64,9 @@ def train(
 
     `settings` are those of the command line by name: a text for a preset, a mapping for the settings of a group, in
     which `preset` chooses one, as in `train(model="gpt_nano", data={"preset": "text_files", "path": "texts"},
-    trainer={"max_steps": 20})`. `overrides` are words of the command line, such as `"model.n_layers=4"`, and count
-    before `settings`. `config_dir` and `config_name` are its flags, and a `pretrain.yaml` in the working folder is read
-    as there. Weights, curves and files are those of the command line.
+    trainer={"max_steps": 20})`. `overrides` are those of the command line, such as `"model.n_layers=4"`, and
+    `settings` win over them. `config_dir` and `config_name` are its flags, and a `pretrain.yaml` in the working folder
+    is read as there. Weights, curves and files are those of the command line.
 
     Raises the errors of the command line, such as ConfigError, and never ends the process. Ctrl-C, or the interrupt of
     a notebook, saves the run and raises Interrupted: the same call with `resume="auto"` goes on, where `name` or

@@ -52,14 +52,14 @@ class Prediction:
     low: float
     high: float
     confidence: float
-    fitted_to: list[str]  # the words that all runs of the ladder share, then those of each
+    fitted_to: list[str]  # the overrides that all runs of the ladder share, then those of each
 
 
 class Scaling:
     """The ladder of one run's settings, in a folder of its own."""
 
     def __init__(self, config: ScaleConfig, words: list[str]) -> None:
-        """`words` are the typed ones, flags and those of Hydra's own among them."""
+        """`words` are the typed arguments, flags and overrides of Hydra's own among them."""
         self.config = config
         name = config.name or "run"
         self.folder = Path(config.ladder.output or Path(config.paths.logs_dir) / "scale" / name).expanduser()
@@ -114,8 +114,8 @@ class Scaling:
             raise Interrupted("the ladder was interrupted; type it again to go on", exit_code - 128)
         if exit_code:
             raise JobError(
-                f"a run of the ladder ended with exit code {exit_code}; the lines above say why. Typed again, the same "
-                "words run what is missing.",
+                f"a run of the ladder ended with exit code {exit_code}; the lines above say why. Typed again, the "
+                "command runs what is missing.",
                 exit_code,
             )
         return [Path(each) for each in json.loads(folders.read_text())]
@@ -182,7 +182,7 @@ class Scaling:
         )  # fmt: skip
 
     def _words_behind(self, cell: Cell) -> list[str]:
-        """Return the typed words that the recommended run does not set itself: as words they would win over its."""
+        """Return the typed overrides that the recommended run does not set itself; others would win over its own."""
         set_by_it = {"experiment", *(word.partition("=")[0] for word in cell.words)}
         return [word for word in self.run_words if word.partition("=")[0].lstrip("+") not in set_by_it]
 
@@ -233,7 +233,7 @@ def _ended(arguments: list[str]) -> int:
 
 
 def scale(config: ScaleConfig, words: list[str]) -> None:
-    """Print and write what the ladder says; `words` are the typed ones, flags and those of Hydra's own among them."""
+    """Print and write what the ladder says; `words` are the typed arguments, Hydra's own among them."""
     scaling = Scaling(config, words)
     ladder = scaling.answer()
     page, data = scaling.folder / PAGE, scaling.folder / DATA

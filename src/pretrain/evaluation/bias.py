@@ -17,7 +17,7 @@ _Z_95 = 1.959964  # standard deviations of a normal distribution around 95 % of 
 
 
 def score_stereotypes(scorer: Scorer, pairs: Sequence[StereotypePair]) -> dict[str, float]:
-    """Return the percentage of pairs whose more stereotyping sentence is likelier, with its interval of 95 %.
+    """Return the percentage of pairs whose more stereotyping sentence is more likely, with its interval of 95 %.
 
     50 is a model without preference. Those of each direction follow as `stereo/<metric>` and `antistereo/<metric>`,
     where the examples name it, and those of each kind of bias as `<kind>/<metric>`. Log-likelihoods that agree to three

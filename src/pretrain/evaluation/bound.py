@@ -108,7 +108,7 @@ def bounds(
 def filled_greedily(
     model: LanguageModule, passages: Sequence[Passage], tokenizer: Tokenizer, estimate: BoundEstimate
 ) -> list[bool]:
-    """Return whether filling each passage's targets from left to right, always by the likeliest token, gives them."""
+    """Return whether filling each passage's targets from left to right, always by the most likely token, gives them."""
     return [
         _is_filled(model, passage, _targets(passage, tokenizer, estimate), tokenizer, estimate) for passage in passages
     ]

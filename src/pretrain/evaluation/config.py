@@ -17,8 +17,8 @@ class Task(Enum):
     pseudo_perplexity = (
         "pseudo_perplexity"  # of documents; masked models (Salazar et al. 2020, arxiv.org/abs/1910.14659)
     )
-    minimal_pairs = "minimal_pairs"  # the likelier of two sentences, as in BLiMP (Warstadt et al. 2020)
-    multiple_choice = "multiple_choice"  # the likeliest of several answers, as in HellaSwag, ARC and PIQA
+    minimal_pairs = "minimal_pairs"  # the more likely of two sentences, as in BLiMP (Warstadt et al. 2020)
+    multiple_choice = "multiple_choice"  # the most likely of several answers, as in HellaSwag, ARC and PIQA
     cloze = "cloze"  # the last word of a passage, as in LAMBADA (Paperno et al. 2016, arxiv.org/abs/1606.06031)
     bias = "bias"  # the more stereotyping of two sentences, as in CrowS-Pairs (Nangia et al. 2020)
     glue = "glue"  # fine-tuned on tasks of GLUE (Wang et al. 2018, https://arxiv.org/abs/1804.07461)
@@ -183,6 +183,11 @@ class EvalConfig(Settings):
         if self.task in OF_VECTORS and self.path is None:
             files = "a table, as STS-B's dev.tsv" if self.task is Task.sts else "a folder of BEIR"
             raise ConfigError(f"task={self.task.name} needs {files}. Give it: path=<path>.")
+        if self.task is Task.retrieval and self.max_examples:
+            raise ConfigError(
+                "task=retrieval ranks all passages of its folder for all of its queries, so "
+                f"max_examples={self.max_examples} has no use. Leave it out."
+            )
         if self.task is Task.memorization and self.path is not None:
             raise ConfigError(
                 f"task=memorization compares the run's own documents, so path={self.path} has no use. Leave it out."

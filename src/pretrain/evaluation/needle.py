@@ -31,7 +31,7 @@ Trial = list[Passage]  # rows that differ in their last number alone: the true o
 
 
 def score_needles(scorer: Scorer, haystack: Ints, config: NeedleConfig) -> dict[str, Any]:
-    """Return the share of trials whose true number is the likeliest, with its interval of 95 %, and that of each cell.
+    """Return the share of trials whose true number is most likely, its interval of 95 %, and the share of each cell.
 
     A cell is `length_<tokens>/depth_<part>`; its share has no interval. `haystack` are ids of held-out text (T,). A tie
     is not correct. Raises ConfigError for a model that is not causal or cannot read a length, DataError for a haystack

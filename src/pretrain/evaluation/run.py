@@ -21,7 +21,12 @@ from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.bound import estimate_of
 from pretrain.evaluation.clean_items import clean_scores, verdicts_for
 from pretrain.evaluation.config import FROM_FILES, OF_VECTORS, EvalConfig, Task
-from pretrain.evaluation.embedding_tasks import read_retrieval_set, read_sentence_pairs, score_embeddings
+from pretrain.evaluation.embedding_tasks import (
+    read_retrieval_set,
+    read_sentence_pairs,
+    score_embeddings,
+    some_pairs,
+)
 from pretrain.evaluation.examples import read_examples, spaced
 from pretrain.evaluation.likelihood import Ints, Passage, Score
 from pretrain.evaluation.needle import score_needles
@@ -110,7 +115,8 @@ def _with_head(folder: ModelFolder) -> str:
 
 def _score_vectors(config: EvalConfig, path: str | Path, examples: str) -> dict[str, Any]:
     started_s = time.perf_counter()
-    read = read_sentence_pairs(examples) if config.task is Task.sts else read_retrieval_set(examples)
+    is_sts = config.task is Task.sts
+    read = some_pairs(read_sentence_pairs(examples), config.max_examples) if is_sts else read_retrieval_set(examples)
     model = LanguageModel.load(path, config.device, config.dtype, weights=config.weights)
     metrics = score_embeddings(model.embed_beginnings, read)
     metadata = {"checkpoint": str(path), "task": config.task.name}

@@ -55,9 +55,9 @@ def score_examples(scorer: Scorer, examples: ExampleSet) -> dict[str, float]:
 
 
 def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, float]:
-    """Return the share of pairs whose good sentence is likelier: the mean over paradigms, of all and by phenomenon.
+    """Return the share of pairs whose good sentence is more likely: the mean over paradigms, of all and by phenomenon.
 
-    That of each paradigm follows.
+    The share of each paradigm follows.
 
     A tie is not correct; sentences with the same ids tie exactly. The bounds of a diffusion model's two sentences are
     of the same masks.
@@ -79,7 +79,7 @@ def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, fl
 
 
 def _multiple_choice(scorer: Scorer, examples: Sequence[MultipleChoice]) -> dict[str, float]:
-    """Return the share of queries whose correct choice is the likeliest: in total, and per byte of the choice.
+    """Return the share of queries whose correct choice is the most likely: in total, and per byte of the choice.
 
     They are lm-eval's acc and, for choices in ASCII, acc_norm. A masked model reads the query and the rest of the
     choice while each token of the choice is masked in turn. Beside them stand the bits per byte of the correct choices.
@@ -122,7 +122,7 @@ def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
 
 
 def _bits_per_byte(scorer: Scorer, answers: Sequence[ContinuationScore]) -> dict[str, float]:
-    """Return the bits of all right answers over their bytes, by a name that says how the model scores them.
+    """Return the bits of all correct answers over their bytes, by a name that says how the model scores them.
 
     It falls smoothly where the accuracy of a small model stays at chance (Schaeffer et al. 2023,
     https://arxiv.org/abs/2304.15004). The delimiter before an answer is predicted and counted with it.

@@ -5,7 +5,7 @@ float32 only by the rounding of the weights:
 
 - `IntegerMatmul`, on x86 processors with VNNI instructions. Activations are rounded to 16 bits with one scale a
   position, and multiplied as two rows of bytes in one integer matmul, which loads the matrix once. A position does not
-  depend on its neighbours. With activations in 8 bits the perplexity of SmolLM2-135M rises by 4 %, in 16 bits by 0.4 %,
+  depend on its neighbors. With activations in 8 bits the perplexity of SmolLM2-135M rises by 4 %, in 16 bits by 0.4 %,
   for a tenth more time.
 - `BlockedMatmul`, on other processors. The matrix is converted to float32 block by block, small enough for the caches.
   On an AMD EPYC limited to AVX2 it takes half the time of float32 for the vocabulary's matrix, twice the time for small

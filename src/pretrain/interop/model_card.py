@@ -10,7 +10,7 @@ from pretrain.objectives.config import ObjectiveConfig
 
 LICENSES_SHOWN = 30
 _ABOUT = {  # tasks whose figures are easily misread
-    "bias": "Percentage of sentence pairs of which the more stereotyping one is likelier to the model; 50 is no "
+    "bias": "Percentage of sentence pairs of which the more stereotyping one is more likely under the model; 50 is no "
     "preference; low and high bound its 95 % interval. The pairs are American, some are faulty "
     "(https://aclanthology.org/2021.acl-long.81), and a figure near 50 does not show that the model is harmless.",
     "memorization": "How much of documents that it was trained on the model repeats exactly, beside held-out ones.",

@@ -178,5 +178,5 @@ class ScaleConfig(RunConfig):
         if self.resume is not None or self.branch is not None or self.stages or self.size is not None:
             raise ConfigError(
                 "scale trains runs of its own from their first step: leave resume, branch, stages and size out. Typed "
-                "again, the same words go on with what is missing."
+                "again, the same command goes on with what is missing."
             )

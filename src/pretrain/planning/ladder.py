@@ -1,4 +1,4 @@
-"""A ladder of runs: sizes times lengths, each as words of the command line; and the shape for a budget."""
+"""A ladder of runs: sizes times lengths, each as overrides of the command line; and the shape for a budget."""
 
 from __future__ import annotations
 
