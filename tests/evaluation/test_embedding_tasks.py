@@ -63,8 +63,6 @@ def test_max_examples_takes_a_part_of_the_pairs(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: SimpleNamespace(embed_beginnings=embed))
     assert score(EvalConfig(task=Task.sts, path=str(table), max_examples=3), "a run")["pairs"] == 3
     assert score(EvalConfig(task=Task.sts, path=str(table)), "a run")["pairs"] == 4
-    with pytest.raises(ConfigError, match="max_examples=3 has no use"):
-        EvalConfig(task=Task.retrieval, path=str(tmp_path), max_examples=3)
 
 
 def test_files_that_cannot_be_scored_are_named(tmp_path: Path) -> None:

@@ -145,6 +145,12 @@ def test_files_that_give_nothing_are_refused(tmp_path: Path) -> None:
         ({"max_examples": -1}, "max_examples=-1 is negative. Try max_examples=500, or 0 for all"),
         ({"task": Task.cloze}, "task=cloze needs a file of examples. Give it: path=examples.jsonl"),
         ({"task": Task.memorization, "path": "x"}, "so path=x has no use. Leave it out"),
+        ({"max_examples": 9}, r"max_examples=9 has no use in task=documents, .* Try max_rows=500\."),
+        ({"task": Task.glue, "path": "x", "max_examples": 9}, r"task=glue, .* Try glue\.max_train_examples=500"),
+        ({"task": Task.needle, "max_examples": 9}, r"task=needle, .* Try needle\.trials=5"),
+        ({"task": Task.retrieval, "path": "x", "max_examples": 9}, r"task=retrieval, .*queries\. Leave it out"),
+        ({"task": Task.cloze, "path": "x", "max_rows": 9}, r"max_rows=9 is for task=documents, .*Try max_examples=9"),
+        ({"task": Task.needle, "max_rows": 9}, r"max_rows=9 is for task=documents, not task=needle\. Leave it out"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: Any, message: str) -> None:

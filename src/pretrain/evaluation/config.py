@@ -32,6 +32,13 @@ class Task(Enum):
 FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze, Task.bias)
 OF_VECTORS = (Task.sts, Task.retrieval)
 
+_OTHER_PARTS = {  # of tasks without max_examples: what they score, and the setting of a part of it
+    Task.documents: "scores packed rows. Try max_rows=500.",
+    Task.glue: "reads each dev set once, whole. Try glue.max_train_examples=500 for a part of train.",
+    Task.needle: "makes its own texts. Try needle.trials=5.",
+    Task.retrieval: "ranks all passages of its folder for all of its queries. Leave it out.",
+}
+
 
 GLUE_TASKS = ("CoLA", "MRPC", "RTE", "STS-B", "SST-2")
 
@@ -183,15 +190,22 @@ class EvalConfig(Settings):
         if self.task in OF_VECTORS and self.path is None:
             files = "a table, as STS-B's dev.tsv" if self.task is Task.sts else "a folder of BEIR"
             raise ConfigError(f"task={self.task.name} needs {files}. Give it: path=<path>.")
-        if self.task is Task.retrieval and self.max_examples:
-            raise ConfigError(
-                "task=retrieval ranks all passages of its folder for all of its queries, so "
-                f"max_examples={self.max_examples} has no use. Leave it out."
-            )
+        if not self.tasks:  # those of one's own may read any setting
+            self._check_part()
         if self.task is Task.memorization and self.path is not None:
             raise ConfigError(
                 f"task=memorization compares the run's own documents, so path={self.path} has no use. Leave it out."
             )
+
+    def _check_part(self) -> None:
+        """Raise ConfigError for a part of the examples, or of the rows, that the task has no use for."""
+        if self.max_examples and self.task in _OTHER_PARTS:
+            raise ConfigError(
+                f"max_examples={self.max_examples} has no use in task={self.task.name}, which {_OTHER_PARTS[self.task]}"
+            )
+        if self.max_rows and self.task is not Task.documents:
+            whole = "Leave it out." if self.task in _OTHER_PARTS else f"Try max_examples={self.max_rows}."
+            raise ConfigError(f"max_rows={self.max_rows} is for task=documents, not task={self.task.name}. {whole}")
 
 
 @dataclass
