@@ -170,6 +170,9 @@ def test_weights_that_have_diverged_write_nothing(kind: str) -> None:
     llm = LanguageModel(model, byte_tokenizer(), denoises=kind == "diffusion")
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
+    message = r"an embedding is not finite: the model's weights have diverged\. Take an earlier checkpoint\."
+    with pytest.raises(DivergenceError, match=message):
+        llm.embed("a")
     prompts = [SamplePrompt("a"), SamplePrompt("a[MASK]")]
     with pytest.raises(DivergenceError, match="no token can be drawn: its weights have diverged"):
         llm.predict_mask("a[MASK]") if kind == "masked" else llm.generate("a")

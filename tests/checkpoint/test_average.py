@@ -81,3 +81,18 @@ def test_the_last_checkpoints_of_a_run_are_averaged(tiny, capsys: pytest.Capture
     run(tiny.plan("model=gpt_nano", f"paths.run_dir={heads}", "trainer.max_steps=1", "model.n_heads=1"))
     with pytest.raises(ConfigError, match=r"are of different models: model\.n_heads differs, 1 and \d\. Average"):
         average([heads, base], Path(tiny.folder / "x"))
+
+
+@pytest.mark.slow
+def test_adapters_of_different_ranks_have_no_mean(tiny) -> None:
+    base = run(tiny.plan("model=gpt_nano", "trainer.max_steps=1")).folder
+    words = ["model=imported", f"init_from={base}", "lora.alpha=2.0", "trainer.max_steps=1"]
+    one, two = (
+        Path(run(tiny.plan(*words, f"lora.rank={rank}", f"paths.run_dir={tiny.folder / str(rank)}")).folder)
+        for rank in (1, 2)
+    )
+    message = (
+        r"1/\S+ and \S+2/\S+ are of different models: \S+ differs, \([\d, ]+\) and \([\d, ]+\)\. Average checkpoints"
+    )
+    with pytest.raises(ConfigError, match=message):
+        average([one, two], tiny.folder / "mean")

@@ -11,7 +11,16 @@ from faulty_storage import URL, FaultyStorage, Killed, steps_at
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pretrain.checkpoint.read import open_checkpoint, problem_of, step_folders
-from pretrain.checkpoint.remote import DamagedError, fetch, fetch_newest, local_copy, local_path, newest_run, split_step
+from pretrain.checkpoint.remote import (
+    DamagedError,
+    fetch,
+    fetch_newest,
+    local_copy,
+    local_path,
+    newest_run,
+    settings_at,
+    split_step,
+)
 from pretrain.checkpoint.upload import Uploads, check_writable, delete_old, upload_checkpoint
 from pretrain.checkpoint.write import Contents, write
 from pretrain.errors import CheckpointError
@@ -181,6 +190,41 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     change("12/model.safetensors", flip)
     with pytest.raises(CheckpointError, match="holds checkpoints, but all are damaged"):
         fetch_newest(newest_run(URL), tmp_path / "other", lines.append, replace=False)
+
+
+def test_a_checkpoint_that_is_deleted_or_renamed_while_it_is_copied_is_damaged(
+    storage: FaultyStorage, tmp_path: Path
+) -> None:
+    upload_checkpoint(save(tmp_path, 12), RUN)
+    found, system = newest_run(URL), MemoryFileSystem()
+    (path,) = (each for each in system.store if each.endswith("model.safetensors"))
+    system.mv(path.rpartition("/")[0], path.rpartition("/")[0].replace("00012", "00013"), recursive=True)
+    with pytest.raises(DamagedError, match=r"step-00000012 cannot be used: .*manifest\.json does not exist"):
+        fetch(found, "step-00000012", tmp_path / "copy", replace=False)
+    with pytest.raises(DamagedError, match=r"step-00000013 cannot be used: manifest\.json is of step 12\."):
+        fetch(newest_run(URL), "step-00000013", tmp_path / "copy", replace=False)
+    found = newest_run(URL)
+    system.rm(path.replace("00012", "00013"))
+    with pytest.raises(DamagedError, match=r"step-00000013 cannot be used: .*model\.safetensors does not exist"):
+        fetch(found, "step-00000013", tmp_path / "copy", replace=False)
+    assert not list((tmp_path / "copy").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda data: data[: len(data) // 2], "manifest.json cannot be read"),
+        (lambda data: data, "has missing mandatory value: data"),  # `save` writes a seed alone
+    ],
+)
+def test_settings_of_a_damaged_checkpoint_are_refused(
+    storage: FaultyStorage, tmp_path: Path, edit: Callable[[bytes], bytes], reason: str
+) -> None:
+    upload_checkpoint(save(tmp_path, 12), RUN)
+    change("manifest.json", edit)
+    for url in (RUN.url, f"{RUN.url}/checkpoints/step-00000012"):
+        with pytest.raises(DamagedError, match=rf"^{url} cannot be used: .*{reason}"):
+            settings_at(url)
 
 
 def test_a_manifest_cannot_name_files_elsewhere(storage: FaultyStorage, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import HydraException
 
 from pretrain.config import preset_folders
-from pretrain.config.cli import main
+from pretrain.config.cli import as_pretrain_error, main
 from pretrain.config.compose import compose
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError, DataError
@@ -305,3 +306,11 @@ def test_a_recipes_micro_batch_follows_a_smaller_batch(capsys):
     assert compose("train", ["model=gpt_small", "batch_size=16"]).rows_per_micro_batch() == 8
     with pytest.raises(ConfigError, match="batch_size=4 is not a whole number of micro-batches"):
         compose("train", ["model=gpt_small", "batch_size=4", "micro_batch_size=8"])
+
+
+def test_an_error_of_a_plugin_of_hydra_is_one_line_and_ours_behind_it_is_told() -> None:
+    plugin = HydraException("the sweeper\n  cannot   do this")
+    found = as_pretrain_error(plugin)
+    assert (type(found), str(found)) == (ConfigError, "the sweeper cannot do this")
+    plugin.__cause__ = DataError("no text")
+    assert as_pretrain_error(plugin) is plugin.__cause__

@@ -17,7 +17,7 @@ from pretrain.config.registry import register
 from pretrain.config.run import RunConfig
 from pretrain.config.scripts import PrepareConfig
 from pretrain.config.serialize import from_dict, to_dict
-from pretrain.data.config import HuggingFaceConfig, MixtureConfig, Packing, PythonDocsConfig, TextFilesConfig
+from pretrain.data.config import HuggingFaceConfig, MixtureConfig, Mode, Packing, PythonDocsConfig, TextFilesConfig
 from pretrain.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,6 +46,12 @@ def test_sources_are_typed_and_have_the_mixtures_common_settings() -> None:
         "web": HuggingFaceConfig(path="x", max_documents=5, packing=Packing.concat, validation_fraction=0.5),
     }  # fmt: skip
     assert found.weights({"novels": 10, "web": 20}) == {"novels": Fraction(3, 5), "web": Fraction(3)}
+
+
+def test_a_mixture_is_not_streamed() -> None:
+    message = r"data\.mode=stream reads one corpus, and data\.kind=mixture has several, .* Try data\.mode=prepare\."
+    with pytest.raises(ConfigError, match=message):
+        MixtureConfig(mode=Mode.stream)
 
 
 @pytest.mark.slow

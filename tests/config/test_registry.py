@@ -122,6 +122,7 @@ def test_a_saved_run_names_its_plugin_and_nothing_of_it_is_imported(
 class LettersConfig(TaskConfig):
     kind: str = "letters"
     letters: list[str] = field(default_factory=list)
+    most: int = 3
 
 
 def test_tasks_are_kinds_or_mappings() -> None:
@@ -132,5 +133,11 @@ def test_tasks_are_kinds_or_mappings() -> None:
     ]
     with pytest.raises(ConfigError, match=r"tasks=\[leters\] is not registered\. Did you mean letters\?"):
         typed_tasks(["leters"])
+    message = (
+        r"=few in tasks=\[\{kind: letters, \.\.\.\}\] does not fit: \w+ .*\. Leave it out, for the task's own value\."
+    )
+    for name in ("most", "letters"):
+        with pytest.raises(ConfigError, match=f"^{name}{message}"):
+            typed_tasks([{"kind": "letters", name: "few"}])
     with pytest.raises(TypeError, match=r"task 'letters' has no score\(\)"):
         LettersConfig().score(None)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from pretrain.config.hydra_job import HydraJob
 from pretrain.config.launcher import _is_done, _returned
 from pretrain.config.pruning_sweeper import _diverged
 from pretrain.config.run import RunConfig
-from pretrain.config.sweep import Job, job_of
+from pretrain.config.sweep import Job, job_of, leave_report
 from pretrain.errors import DataError, DivergenceError
 
 
@@ -79,3 +79,14 @@ def test_a_search_goes_on_behind_a_divergence_under_any_launcher() -> None:
         result = JobReturn()
         result.return_value = error
         assert _diverged(result) is expected
+
+
+def test_a_report_of_a_sweep_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    leave_report([Job(["seed=1"], ["seed=1"], tmp_path / "file" / "sweep" / "seed-1")], deadline_s=5.0)
+    assert capsys.readouterr().out == f"warning: {tmp_path}/file/sweep/sweep.json was not written: Not a directory\n"
+    leave_report([Job(["seed=1"], ["seed=1"], tmp_path / "sweep" / "seed-1")], deadline_s=0.0)
+    assert capsys.readouterr().out.startswith("warning: no report: ")
+    assert (tmp_path / "sweep" / "sweep.json").exists()

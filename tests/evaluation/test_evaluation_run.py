@@ -146,6 +146,16 @@ def test_the_pseudo_perplexity_of_documents(tiny: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_predictions_from_the_position_before_have_no_pseudo_perplexity(tiny: Any) -> None:
+    report = run(tiny.plan("model=diffusion_nano", "objective.shift=true", "trainer.max_steps=1"))
+    message = (
+        r"reads each prediction at the masked token, .* objective\.shift=true\. Take task=documents, which returns"
+    )
+    with pytest.raises(ConfigError, match=message):
+        score(settings(tiny, task=Task.pseudo_perplexity), report.folder)
+
+
+@pytest.mark.slow
 def test_documents_of_special_tokens_alone_have_no_pseudo_perplexity(tiny: Any, assets: Path, tmp_path: Path) -> None:
     folder = assets / "tokenizers" / "bert-base-uncased"
     words = ["model=bert_nano", "tokenizer=pretrained", f"tokenizer.path={folder}", "trainer.max_steps=1"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from families import random_model, shape
 from folders import BYTES
+from tokenizer_kinds import tokenizer_of
 
 from pretrain.commands.tasks import evaluate
 from pretrain.errors import ConfigError, DataError
@@ -139,6 +140,13 @@ def test_what_cannot_be_scored_is_refused() -> None:
     for scorer in (Scorer(masked, BYTES), Scorer(masked, BYTES, bound=BoundEstimate(2))):
         with pytest.raises(ConfigError, match="task=needle needs a causal model"):
             score_needles(scorer, HAYSTACK, NeedleConfig())
+    words = tokenizer_of("word level")  # which knows no number, so that all are <unk>
+    haystack = np.array(words.encode("the quick fox jumps over the lazy dog. " * 60), np.int64)
+    model = random_model(shape("llama", context_length=128), words.vocab_size, causal=True)
+    with pytest.raises(
+        ConfigError, match=r"gives different numbers the same tokens\. Take a model whose tokenizer knows"
+    ):
+        score_needles(Scorer(model, words), haystack, NeedleConfig(lengths=[64]))
     for settings, message in (
         ({"lengths": [64, 64]}, "must be different values"),
         ({"depths": [1.5]}, "must be one or more numbers from 0 to 1"),

@@ -100,6 +100,21 @@ def test_settings_that_name_code_or_the_environment_are_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("whole", "message"),
+    [
+        ([1], r"manifest\.json has whole_run=\[1\], which is no mapping of settings\. Take another checkpoint"),
+        ({"_target_": "os.system"}, r"the saved settings do not fit this version: Key '_target_'"),
+    ],
+)
+def test_settings_of_all_stages_are_checked_too(saved: Path, whole: object, message: str):
+    manifest = json.loads((saved / "manifest.json").read_text())
+    (saved / "manifest.json").write_text(json.dumps(sealed(manifest | {"whole_run": whole})))
+    with pytest.raises(CheckpointError, match=rf"{saved.name}: {message}"):
+        open_checkpoint(saved).whole_config()
+
+
+@pytest.mark.slow
 def test_a_name_in_a_manifest_moves_no_cursor(saved: Path, monkeypatch, capsys):
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["files"]["\n\x1b[31mred"] = {"bytes": 1, "sha256": "0" * 64}

@@ -154,6 +154,13 @@ def test_the_factors_of_mup_are_in_the_exported_weights(name: str, tmp_path: Pat
         export_adapters(ExportConfig(output=str(tmp_path / "adapters")), run)
 
 
+def test_adapters_are_not_written_over_a_folder(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", shape("gpt"), causal=True, init_from="base", lora=LoraConfig(rank=2))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ConfigError, match=r"output=.*there exists already\. Choose another folder, or delete it\."):
+        export_adapters(ExportConfig(output=str(tmp_path / "there"), adapters=True), run)
+
+
 def test_adapters_of_a_mup_base_are_refused(tmp_path: Path) -> None:
     config = shape("gpt", context_length=64, parametrization=Parametrization.mup, base_width=16)
     run = run_of(tmp_path / "run", config, causal=True, init_from="base", lora=LoraConfig(rank=2))

@@ -1,5 +1,6 @@
 """A model card says what the model was trained for, and of what its weights are an average."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from pretrain.checkpoint.average import average
 from pretrain.config.scripts import ExportConfig
 from pretrain.data.config import DataConfig, PythonDocsConfig
 from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig
-from pretrain.errors import ConfigError
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.files.records import sealed
 from pretrain.interop.export import export_model
 from pretrain.interop.model_card import purpose_of
 from pretrain.models.lora_config import LoraConfig
@@ -46,6 +48,18 @@ def test_the_card_names_the_checkpoints_that_were_averaged(tmp_path: Path) -> No
     average([run, run], tmp_path / "mean")
     export_model(ExportConfig(output=str(tmp_path / "out")), tmp_path / "mean")
     assert "| weights | mean of the checkpoints of steps 5, 5 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_record_of_corpora_that_was_edited_is_refused(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", shape("llama", context_length=64), causal=True)
+    path = run / "checkpoints" / "step-00000005" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["progress"]["corpora"] = {"": {"fingerprint": 5}}
+    path.write_text(json.dumps(sealed(manifest)))
+    message = r"step-00000005: corpora of the checkpoint has fingerprint=5, .* It was edited\. Take another checkpoint"
+    with pytest.raises(CheckpointError, match=message):
+        export_model(ExportConfig(output=str(tmp_path / "out")), run)
+    assert not (tmp_path / "out").exists()
 
 
 LABELLED = LabelledTextConfig(path="x")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,23 @@ def llama3_frequency(frequency: float, factor: float, low: float, high: float, o
 def test_thresholds_of_yarn_must_be_in_order() -> None:
     with pytest.raises(ConfigError, match=r"beta_slow=32\.0 must be below beta_fast=32\.0\. Try .*beta_slow=1\.0"):
         RopeScalingConfig(RopeScaling.yarn, 8.0, beta_slow=32.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta_slow": 1e-310}, r"beta_slow=1e-310 is not between 1e-06 and 1e\+06 turns\. Try .*beta_slow=1\.0\."),
+        ({"beta_fast": 1e308}, r"beta_fast=1e\+308 is not between 1e-06 and 1e\+06 turns\. Try .*beta_fast=32\.0\."),
+        ({"original_context_length": 10**400}, r"original_context_length=10+ is above 16777216, the largest"),
+    ],
+)
+def test_thresholds_that_no_angle_follows_from_are_refused(settings: dict[str, Any], message: str) -> None:
+    """They ended in an overflow when the model was built."""
+    with pytest.raises(ConfigError, match=rf"model\.rope_scaling\.{message}"):
+        RopeScalingConfig(RopeScaling.yarn, 8.0, **settings)
+    for turns in ({"beta_slow": 1e-6, "beta_fast": 1e6}, {"original_context_length": 1 << 24}):
+        frequencies = rotary_frequencies(64, 10_000.0, RopeScalingConfig(RopeScaling.yarn, 8.0, **turns))
+        assert frequencies.isfinite().all()
 
 
 def yarn_frequency(pair: int, factor: float, original: int) -> float:

@@ -1,8 +1,10 @@
 """A ladder of two sizes and two lengths, trained, fitted, and typed again."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,17 @@ def test_a_failed_run_ends_the_ladder_with_its_code(tmp_path: Path, corpus: Path
     shown = scaled(tmp_path, corpus, "data.validation_fraction=0", "ladder.held_out=null")
     assert shown.returncode == 4
     assert "has no validation loss to fit. Try a larger data.validation_fraction" in shown.stderr
+
+
+@pytest.mark.long
+def test_an_interrupted_ladder_says_how_to_go_on(tmp_path: Path, corpus: Path) -> None:
+    words = [*WORDS, f"data.path={corpus}", "model=gpt_nano", "ladder.tokens=[12800000,25600000]"]
+    command = [sys.executable, str(ROOT / "src" / "scale.py"), *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 300
+    while not any(tmp_path.glob("logs/scale/gpt_nano/**/metrics.csv")) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    last = errors.strip().splitlines()[-1]
+    assert (process.returncode, last) == (130, "Interrupted: the ladder was interrupted; type it again to go on")

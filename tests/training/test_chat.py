@@ -156,6 +156,15 @@ def test_other_wrong_settings(tiny, tmp_path):
     config = tiny.config("data=chat", "model=gpt_nano", f"data.path={tmp_path / 'chat.csv'}")
     with pytest.raises(DataError, match=r"is no JSON, and conversations are lists of messages"):
         prepare(config.data, config.tokenizer, tmp_path / "cache")
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+    sources = [f"data.sources.{name}={{kind: chat, path: {path}, weight: 1}}" for name in "abc"]
+    words = ["data=mixture", "data.packing=whole", "model=gpt_nano", *sources, "data.sources.c.chat_template=plain"]
+    config = tiny.config(*words, f"data.sources.b.chat_template={tmp_path}/own.jinja")
+    message = (
+        r"a\.chat_template=auto and .*\.b\.chat_template=\S+/own\.jinja are .* Try data\.sources\.b\.chat_template=auto"
+    )
+    with pytest.raises(ConfigError, match=message):
+        prepare(config.data, config.tokenizer, tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"data\.kind=chat trains a causal model on responses, and objective=masked"):
         tiny.config("data=chat", "model=bert_nano", f"data.path={path}", "objective=masked")
 

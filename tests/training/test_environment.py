@@ -1,5 +1,7 @@
 """What a run folder says about its start, and what must never be in it; figures of the machine change no result."""
 
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from tiny_run import TinyRun
 
 from pretrain.launch.run_folder import read_rows
 from pretrain.launch.train_log import copied_output
-from pretrain.reports.history import read_history
+from pretrain.reports.history import History, read_history, write_history
 from pretrain.training.callbacks.system_metrics import SystemMetrics, cpu_source, gpu_sources
 from pretrain.training.environment import command_line, git_state
 from pretrain.training.train import train
@@ -111,6 +113,22 @@ def test_a_run_records_its_start_and_no_secret(tiny: TinyRun, tmp_path: Path, mo
     train(without)
     assert_same_state(plan.folder, without.folder)
     assert not [row for row in read_rows(without.folder / "metrics.csv") if row["name"].startswith("system/")]
+
+
+@pytest.mark.slow
+def test_a_record_whose_end_cannot_be_written_is_a_warning(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def full_at_the_end(folder: Path, found: History) -> None:
+        if found.starts[-1].end is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_history(folder, found)
+
+    monkeypatch.setattr("pretrain.training.history.write_history", full_at_the_end)
+    plan = tiny.plan("trainer.max_steps=1")
+    train(plan)
+    assert "warning: history.json was not written: [Errno 28] No space left on device\n" in capsys.readouterr().out
+    assert json.loads((plan.folder / "report.json").read_text())["steps"] == 1
 
 
 def test_a_source_that_fails_is_left_out_and_nothing_waits():

@@ -119,6 +119,19 @@ def test_the_loss_is_of_the_responses_alone(tiny, base, tmp_path):
 
 
 @pytest.mark.slow
+def test_texts_that_are_longer_than_a_row_are_counted(tiny, tmp_path, capsys):
+    path = tmp_path / "texts.tsv"
+    path.write_text("".join(f"{'so ' * 40 * (n == 0)}good {n}\tpos\nbad {n}\tneg\n" for n in range(8)))
+    words = tune(tiny, "classify", None, f"data.path={path}", "data.validation_fraction=0", "trainer.max_steps=1")
+    run(tiny.plan(*words))
+    told = (
+        "warning: 1 of 16 examples have more than the 32 tokens of a row, up to 128: the longest text of each loses "
+        "its end first. Try a larger model.context_length.\n"
+    )
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_validation_of_pairs_has_no_bits_per_byte(tiny, base, tmp_path):
     path = pairs(tmp_path)
     words = tune(tiny, "instruct", base, f"data.path={path}", f"data.validation_path={path}", "trainer.max_steps=1")

@@ -14,8 +14,9 @@ from pretrain.checkpoint.remote import local_copy
 from pretrain.commands import tasks
 from pretrain.config.scripts import AverageConfig, CompareConfig, ReportConfig
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.files.object_storage import RemoteFolder
 from pretrain.inference.config import GenerateConfig
-from pretrain.launch.remote_runs import local_figures
+from pretrain.launch.remote_runs import fetch_files, local_figures
 from pretrain.launch.run_plan import from_record, to_record
 from pretrain.training.config import PathsConfig
 from pretrain.training.train import train
@@ -178,6 +179,18 @@ def test_commands_read_a_run_in_the_storage(
     with pytest.raises(CheckpointError, match=r"memory://bucket/none holds no run: there is no config\.yaml"):
         local_figures("memory://bucket/none", "cache")
     assert "taking the newest run below" in capsys.readouterr().err
+
+
+def test_files_of_a_run_that_cannot_be_copied_are_named(tmp_path: Path, storage: FaultyStorage) -> None:
+    MemoryFileSystem().pipe_file(f"{URL}/a/config.yaml", b"seed: 1")
+    (tmp_path / "file").touch()
+    message = r"file/run/config\.yaml cannot be written: .*directory.* Try another paths\.run_dir=<folder>\."
+    with pytest.raises(CheckpointError, match=message):
+        fetch_files(RemoteFolder(f"{URL}/a"), tmp_path / "file" / "run")
+    message = r"file/remote/\S+/config\.yaml cannot be written: .*directory.* Try another paths\.cache_dir=<folder>\."
+    with pytest.raises(CheckpointError, match=message):
+        local_figures(f"{URL}/a", tmp_path / "file")
+    assert (local_figures(f"{URL}/a", tmp_path / "cache") / "config.yaml").read_bytes() == b"seed: 1"
 
 
 @pytest.mark.slow

@@ -52,3 +52,23 @@ def test_a_save_begun_before_an_early_end_is_waited_for() -> None:
     checkpoints.on_train_end(SimpleNamespace(global_step=5), None)  # type: ignore[arg-type]
     checkpoints.on_train_end(SimpleNamespace(global_step=7), None)  # type: ignore[arg-type]
     assert waited == ["finish", "save 7", "finish"]
+
+
+@pytest.mark.slow
+def test_what_is_named_like_a_checkpoint_and_never_deleted_is_named_once(
+    tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"paths.run_dir={tiny.folder / 'run'}", "checkpoint.every_n_steps=1", "checkpoint.keep=1"]
+    run(tiny.plan(*words, "trainer.max_steps=1"))
+    parent = tiny.folder / "run" / "checkpoints"
+    (parent / "step-00000007.tmp").mkdir()
+    for name in ("step-00000001", "step-00000007.tmp"):
+        (parent / name / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    run(tiny.plan(*words, "resume=auto", "trainer.max_steps=3"))
+    out = capsys.readouterr().out
+    for name in ("step-00000001", "step-00000007.tmp"):
+        reason = "it holds 'notes.txt', which is not a file of a checkpoint"
+        assert out.count(f"warning: {parent / name} is never deleted: {reason}\n") == 1
+        assert (parent / name / "notes.txt").read_text() == "mine"
+    assert (parent / "step-00000003").exists()

@@ -95,9 +95,10 @@ def _mean(saved: Sequence[Checkpoint]) -> dict[str, Tensor]:
     for checkpoint, part in zip(saved, parts, strict=True):
         if part.shapes != shapes:
             name = sorted(set(part.shapes.items()) ^ set(shapes.items()))[0][0]
+            ours, theirs = (tuple(found[name]) if name in found else "none" for found in (part.shapes, shapes))
             raise ConfigError(
-                f"{checkpoint.folder} and {saved[-1].folder} are of different models: {name} differs. "
-                "Average checkpoints of one shape."
+                f"{checkpoint.folder} and {saved[-1].folder} are of different models: {name} differs, {ours} "
+                f"and {theirs}. Average checkpoints of one shape."
             )
     mean = {}
     for name in shapes:

@@ -24,7 +24,7 @@ from pretrain.checkpoint.safetensors_file import TensorFiles
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict
 from pretrain.errors import CheckpointError, ConfigError, printable
-from pretrain.files.records import AtLeast, Count, check_seal, read_record
+from pretrain.files.records import AtLeast, Count, check_seal, read_record, shortened
 from pretrain.files.untrusted_files import MAX_JSON_BYTES, open_regular, read_json
 from pretrain.program import command
 
@@ -116,7 +116,10 @@ class Checkpoint:
             return self.run_config()
         try:
             if not isinstance(whole, dict):
-                raise ConfigError("whole_run in manifest.json is no mapping of settings")
+                raise ConfigError(
+                    f"manifest.json has whole_run={shortened(whole)}, which is no mapping of settings. "
+                    "Take another checkpoint of the run."
+                )
             run: RunConfig = from_dict(whole)
         except ConfigError as error:
             raise CheckpointError(f"{self.folder}: {error}") from error

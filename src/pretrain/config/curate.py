@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pretrain.config.named_entries import CORPUS_SOURCES, typed_entries
 from pretrain.config.preset_folders import config_file, presets
@@ -67,8 +68,11 @@ def _preset_of_rules(key: str, name: str) -> RulesConfig:
         if "defaults" in written:
             raise ConfigError(f"{path} has a defaults list, which a preset for one source cannot have. Leave it out.")
         rules: RulesConfig = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RulesConfig), written))  # type: ignore[assignment]
-    except (OSError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).partition("\n    full_key")[0].split())[:300].rstrip(".")
+        raise ConfigError(
+            f"{path} cannot be read: {reason}. Write settings of rules, such as min_characters: 150."
+        ) from error
     return rules
 
 

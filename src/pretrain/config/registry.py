@@ -33,7 +33,7 @@ from pretrain.data.config import (
 from pretrain.data.curation.config import SOURCE_KINDS
 from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig, RelatedTextsConfig
 from pretrain.data.prepared_config import PreparedConfig, PreparedTokenizerConfig
-from pretrain.errors import ConfigError, nearest, printable
+from pretrain.errors import ConfigError, nearest, printable, shown
 from pretrain.evaluation.task import TaskConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.objectives.config import CausalConfig, DiffusionConfig, HybridConfig, MaskedConfig, ObjectiveConfig
@@ -241,7 +241,11 @@ def _typed_task(written: Any) -> TaskConfig:
     try:
         typed: TaskConfig = OmegaConf.to_object(OmegaConf.merge(tree, settings))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise ConfigError(f"tasks=[{{kind: {kind}, ...}}] does not fit: {str(error).splitlines()[0]}") from error
+        name, reason = re.split(r"[.\[]", str(error.full_key))[0], str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"{name}={shown(settings.get(name))} in tasks=[{{kind: {kind}, ...}}] does not fit: {reason}. "
+            "Leave it out, for the task's own value."
+        ) from error
     return typed
 
 

@@ -31,7 +31,7 @@ from pretrain.data.token_store.store import Store
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import head
 from pretrain.data.train_stream import ShuffledRows, validation_rows
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import ConfigError, DataError, printable
 from pretrain.files.untrusted_files import read_text
 
 PREPARE_VERSION = 1  # of the rules that decide a store's content; raise it and older stores are no longer used
@@ -279,13 +279,17 @@ def _with_chat_template(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
 
     Raises ConfigError for sources with different templates.
     """
-    found = {
-        part.template_of(tokenizer.chat_template) for part in data.parts().values() if isinstance(part, ChatConfig)
-    }
-    if len(found) > 1:
-        raise ConfigError("the sources of conversations have different data.sources.<name>.chat_template. Choose one.")
-    if found:
-        tokenizer.chat_template = found.pop()
+    chats = {name: part for name, part in data.parts().items() if isinstance(part, ChatConfig)}
+    templates = {name: part.template_of(tokenizer.chat_template) for name, part in chats.items()}
+    for name, template in templates.items():
+        first = next(iter(templates))
+        if template != templates[first]:
+            given, other = (printable(chats[each].chat_template) for each in (first, name))
+            raise ConfigError(
+                f"data.sources.{first}.chat_template={given} and data.sources.{name}.chat_template={other} are two "
+                f"templates, and a model learns one. Try data.sources.{name}.chat_template={given}."
+            )
+        tokenizer.chat_template = template
     return tokenizer
 
 
@@ -383,8 +387,7 @@ def training_rows(
     pad_id = prepared.tokenizer.padding_id
     if prepared.stream is None:
         return mixture_dataset(prepared.train, config, row_length, pad_id, seed)
-    if isinstance(seed, OwnOrder):
-        raise DataError("data.mode=stream has one order of rows, and a stage asks for its own. Try data.mode=prepare.")
+    assert not isinstance(seed, OwnOrder)  # stages.py refuses data.mode=stream for a stage with rows of its own
     return StreamingDataset(prepared.stream, config, row_length, pad_id, seed)
 
 

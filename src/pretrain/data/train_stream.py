@@ -41,7 +41,7 @@ class ShuffledRows:
     def _reason(self, row_length: int) -> str:
         """Return the end of the error message if there are no rows: the reason and a remedy."""
         if self.without_target is None:
-            return "no tokens to read."
+            return "no tokens to read. Prepare it again, from text that has some."
         return (
             f"{self.store.n_documents:,} pairs whose prompts all fill the context of {row_length} tokens, so no token "
             f"of a response is a target. Try model.context_length={self.fitting_length()}, or shorter prompts."

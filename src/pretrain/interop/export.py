@@ -297,7 +297,10 @@ def _corpora(source: ModelFolder) -> dict[str, CuratedText]:
     try:
         return {name: read_record(CuratedText, found, "corpora of the checkpoint") for name, found in recorded.items()}
     except ValueError as error:
-        raise CheckpointError(f"{printable(str(source.folder))}: {printable(str(error))}. It was edited.") from error
+        raise CheckpointError(
+            f"{printable(str(source.folder))}: {printable(str(error))}. It was edited. "
+            "Take another checkpoint of the run."
+        ) from error
 
 
 def _data_license(source: ModelFolder) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from pretrain.checkpoint.read import run_meant_by_auto, saved_at, step_folders
@@ -131,9 +132,12 @@ def fetch_files(run: RemoteFolder, folder: Path) -> None:
         except FileNotFoundError:  # a run that goes on may have replaced it
             continue
         except OSError as error:
-            raise CheckpointError(f"{folder / name} cannot be written: {error}. Try another disk.") from error
+            raise CheckpointError(
+                f"{folder / name} cannot be written: {error}. Try another paths.run_dir=<folder>."
+            ) from error
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):  # of a disk that cannot be written to, which is reported already
+                draft.unlink()
 
 
 def local_figures(path: str, cache: str | Path) -> Path:
@@ -155,7 +159,9 @@ def local_figures(path: str, cache: str | Path) -> Path:
             path_here.parent.mkdir(parents=True, exist_ok=True)
             above.download(name, path_here)
         except OSError as error:
-            raise CheckpointError(f"{path_here} cannot be written: {error}. Try another paths.cache_dir.") from error
+            raise CheckpointError(
+                f"{path_here} cannot be written: {error}. Try another paths.cache_dir=<folder>."
+            ) from error
     return folder
 
 

@@ -10,6 +10,8 @@ from typing import ClassVar
 from pretrain.config.setting import Settings, setting
 from pretrain.errors import ConfigError
 
+_FEWEST_TURNS, _MOST_TURNS = 1e-6, 1e6  # beyond them, the wavelengths of yarn's thresholds are no finite numbers
+
 
 class RopeScaling(Enum):
     """How rotary frequencies are stretched beyond the length they were trained at."""
@@ -35,7 +37,7 @@ class RopeScalingConfig(Settings):
         4.0, "llama3: wavelengths below original_context_length / high_freq_factor are kept.", bounds="(0.0, inf)"
     )
     original_context_length: int = setting(
-        8192, "llama3, yarn: context length of the training.", bounds="[1, inf)", unit="tokens"
+        8192, "llama3, yarn: context length of the training.", bounds=f"[1, {1 << 24}]", unit="tokens"
     )
     beta_fast: float = setting(
         32.0, "yarn: channels that turn more often than this in the original context are kept.", bounds="(0.0, inf)"
@@ -63,6 +65,12 @@ class RopeScalingConfig(Settings):
                 f"model.rope_scaling.beta_slow={self.beta_slow} must be below beta_fast={self.beta_fast}. "
                 "Try model.rope_scaling.beta_slow=1.0 model.rope_scaling.beta_fast=32.0."
             )
+        for name, usual in (("beta_fast", 32.0), ("beta_slow", 1.0)):
+            if not _FEWEST_TURNS <= (turns := getattr(self, name)) <= _MOST_TURNS:
+                raise ConfigError(
+                    f"model.rope_scaling.{name}={turns} is not between {_FEWEST_TURNS:g} and {_MOST_TURNS:g} turns. "
+                    f"Try model.rope_scaling.{name}={usual}."
+                )
 
     @property
     def rotation_scale(self) -> float:

@@ -250,6 +250,14 @@ def test_sets_that_cannot_be_read_are_refused(
         run(raw, tmp_path / "corpus", *settings)
 
 
+def test_a_table_with_rows_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "quiz.csv").write_text("question,answer\nwhy,because\nwho\n")
+    with pytest.raises(DataError, match=r"quiz\.csv has rows that cannot be read: 1 wrong number of fields\. Repair"):
+        list(read_items("quiz", str(tmp_path / "quiz.csv"), ["question"]))
+    (tmp_path / "quiz.csv").write_text("question,answer\nwhy,because\n")
+    assert [item.parts for item in read_items("quiz", str(tmp_path / "quiz.csv"), ["question"])] == [("why",)]
+
+
 @pytest.mark.slow
 def test_sets_of_one_name_and_too_many_are_refused(raw: Path, tmp_path: Path) -> None:
     (raw / "more").mkdir()

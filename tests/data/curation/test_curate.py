@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pretrain.config import preset_folders
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.curate import CurateConfig
 from pretrain.data.config import BytesTokenizerConfig, CuratedConfig, CuratedOnly
@@ -326,6 +327,25 @@ def test_settings_that_cannot_work(words: list[str], message: str) -> None:
     good = [] if words == ["output=x"] or "sources" in words[0] else ["sources.a={kind: jsonl, path: x, license: MIT}"]
     with pytest.raises(ConfigError, match=message):
         config_of(*good, *words, *([] if words == ["output=x"] else ["output=x"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("defaults: [gopher]\n", r"has a defaults list, which a preset for one source cannot have\. Leave it out"),
+        ("min_words: 5\n", r"cannot be read: Key 'min_words' .*\. Write .* such as min_characters: 150"),
+        ("gopher: {\n", r"cannot be read: while parsing a flow .*Write .* such as min_characters: 150"),
+        ("- gopher\n", r"cannot be read: .*Write .* such as min_characters: 150"),
+    ],
+)
+def test_a_preset_of_rules_of_ones_own_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules" / "mine.yaml").write_text(text)
+    monkeypatch.setattr(preset_folders, "_own_folders", [tmp_path])
+    with pytest.raises(ConfigError, match=rf"rules/mine\.yaml {reason}"):
+        config_of("sources.a={kind: jsonl, path: x, license: MIT, rules: mine}", "output=x")
 
 
 @pytest.mark.slow

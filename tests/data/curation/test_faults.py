@@ -68,6 +68,8 @@ def test_damaged_files_are_named_and_whole_ones_are_then_read(suffix: str, tmp_p
         assert (code, path.name in message) == (3, True), message
         path.write_bytes(whole)  # then the file is fetched again
         if suffix == "parquet" and number < 2:  # it was refused before anything was read
+            assert "cannot be read as parquet: " in message
+            assert message.endswith("Fetch it again or leave it out.")
             assert run(path, tmp_path / f"out-{number}", kind=kind)["documents"] == 40
             continue
         with pytest.raises(DataError, match="has changed since this curation began"):

@@ -6,13 +6,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.curate import CurateConfig
 from pretrain.data.curation.curate import curate
-from pretrain.data.curation.quality import area_under_curve
+from pretrain.data.curation.quality import BUCKETS, area_under_curve, read_classifier
 from pretrain.errors import ConfigError, DataError
 from pretrain.reports.curation import write_corpus_report
 
@@ -92,6 +94,21 @@ def test_what_cannot_score_is_refused(
 ) -> None:
     with pytest.raises(error, match=match):
         run(raw, tmp_path / "corpus", *(each.replace("{raw}", str(raw)) for each in settings))
+
+
+@pytest.mark.parametrize(
+    ("weights", "bias"), [(BUCKETS - 1, [0.0]), (BUCKETS, [0.0, 0.0]), (BUCKETS, [0.0])], ids=["weights", "bias", "NaN"]
+)
+def test_a_classifier_of_another_shape_is_refused(tmp_path: Path, weights: int, bias: list[float]) -> None:
+    path, values = tmp_path / "quality.safetensors", np.zeros(weights, np.float32)
+    if (weights, len(bias)) == (BUCKETS, 1):
+        values[7] = np.nan
+    save_file({"weights": values, "bias": np.array(bias, np.float32)}, path)
+    message = (
+        rf"quality\.model=.* is no classifier of a curation: it has not {BUCKETS} weights and a bias, all finite\."
+    )
+    with pytest.raises(DataError, match=rf"{message} Try that of a corpus\."):
+        read_classifier(path)
 
 
 def test_area_under_curve() -> None:

@@ -1,5 +1,6 @@
 """Prompt lengths and labels of documents reach the targets; damaged annotations are refused."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, Packi
 from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
 from pretrain.data.packing import best_fit, whole
 from pretrain.data.prepare import Prepared, find_prepared, prepare
-from pretrain.data.token_store.annotations import FILE
+from pretrain.data.token_store.annotations import FILE, TARGETS, TargetSpans
 from pretrain.data.token_store.format import fingerprint_of
 from pretrain.data.token_store.store import Store
 from pretrain.data.train_stream import ShuffledRows, bits_per_byte_of_a_nat
@@ -187,3 +188,15 @@ def test_a_pair_of_texts_is_read_with_a_separator(tmp_path: Path) -> None:
     assert found == [[bos, ord("a"), eos, ord(second), eos] for second in "bc"]
     assert store.annotations is not None
     assert store.annotations.values.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("values", [[1, 1, 0, 2, 3], [1, 0, 5, 2], [1, 1, 4, 2, 3, 3]], ids=["few", "back", "empty"])
+def test_targets_that_are_no_spans_are_refused(tmp_path: Path, values: list[int]) -> None:
+    path, data = tmp_path / TARGETS, np.array(values, "<u4").tobytes()
+    path.write_bytes(data)
+    message = r"targets\.bin is damaged: its spans are not those of 2 documents\."
+    with pytest.raises(DataError, match=message):
+        TargetSpans.load(path, 2, hashlib.sha256(data).hexdigest())
+    right = TargetSpans.of_documents([[(0, 2)], [(2, 3)]])
+    found = TargetSpans.load(path, 2, right.save(tmp_path))
+    assert_array_equal(found.spans, right.spans)

@@ -11,9 +11,11 @@ import pytest
 import xxhash
 from numpy.testing import assert_array_equal
 
+from pretrain.data.config import Packing, PythonDocsConfig
 from pretrain.data.token_store import store as store_module
 from pretrain.data.token_store.format import Vocabulary
 from pretrain.data.token_store.store import Store, StoreWriter
+from pretrain.data.train_stream import ShuffledRows
 from pretrain.errors import DataError
 
 BOS, EOS = 1, 2
@@ -120,6 +122,9 @@ def test_a_store_may_be_empty(tmp_path: Path) -> None:
     store = writer(tmp_path / "store").finish({})
     store.verify()
     assert store.document_lengths().shape == store.document_starts().shape == (0,)
+    message = r"the token store \S+ has no tokens to read\. Prepare it again, from text that has some\."
+    with pytest.raises(DataError, match=message):
+        ShuffledRows(store, PythonDocsConfig(packing=Packing.concat), 8, pad_id=EOS, seed=0)
     with pytest.raises(DataError, match="has no document 0: it holds 0"):
         store.document(0)
     with pytest.raises(DataError, match="no shard holds the 1 tokens from offset 0"):

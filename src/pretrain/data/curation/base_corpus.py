@@ -121,7 +121,10 @@ def index_of(folder: Path, shard: Mapping[str, Any], bands: int) -> Rows:
     check_shard(path, shard["index"])
     rows = map_partition(path, 0, index_dtype(bands))
     if len(rows) != shard["documents"]:
-        raise DataError(f"{printable(str(path))} has {len(rows):,} rows for {shard['documents']:,} documents.")
+        raise DataError(
+            f"{printable(str(path))} has {len(rows):,} rows for {shard['documents']:,} documents. "
+            "Give the command that made the corpus again."
+        )
     return rows
 
 

@@ -133,7 +133,7 @@ def read_classifier(path: Path) -> Classifier:
             tensors = load(file.read(5 * BUCKETS))
         weights, bias = tensors["weights"].astype(np.float64), tensors["bias"].astype(np.float64)
         if weights.shape != (BUCKETS,) or bias.shape != (1,) or not np.isfinite(weights).all():
-            raise ValueError(f"it has not {BUCKETS} weights and a bias")
+            raise ValueError(f"it has not {BUCKETS} weights and a bias, all finite")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = printable(" ".join(str(error).split()), one_line=True)[:200]
         raise DataError(

@@ -113,7 +113,10 @@ def verify(folder: Path, base: Path | None = None) -> Verified:
 def _check_unique(path: Path, ids: list[str], seen: set[str]) -> None:
     for identity in ids:
         if identity in seen:
-            raise DataError(f"{printable(str(path))} has the document {identity}, which stands in the corpus before.")
+            raise DataError(
+                f"{printable(str(path))} has the document {identity}, which stands in the corpus before. "
+                "Give the command that made the corpus again."
+            )
         seen.add(identity)
 
 

@@ -189,7 +189,10 @@ class Curated(Source):
                         ):
                             yield Document(row["text"], row["id"], split_key=row["split_key"])
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{printable(str(path))} cannot be read: {' '.join(str(error).split())[:300]}.") from error
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise DataError(
+                f"{printable(str(path))} cannot be read: {reason}. Give the command that made the corpus again."
+            ) from error
 
     def check_unchanged(self) -> None:
         """Raise DataError if another corpus has been written into the folder since it was opened."""

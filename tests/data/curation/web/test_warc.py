@@ -110,6 +110,23 @@ def test_records_that_cannot_be_read(data: bytes, reason: str) -> None:
     assert read(b"no gzip at all" + gzip.compress(PARTS[1]), True)[1] == [(0, "no gzip member begins where one should")]
 
 
+def test_compressed_records_that_are_cut_or_damaged_say_so() -> None:
+    texts = [random.Random(n).randbytes(900) for n in range(2)]  # which no compression makes smaller
+    first, second = (gzip.compress(record(text), mtime=0) for text in texts)
+    assert read(first[:-300], True) == ([], [(0, "the file ends inside a record")])
+    flipped = bytearray(first)
+    flipped[12] ^= 255
+    records, damaged = read(bytes(flipped) + second, True)
+    assert contents(records) == [texts[1]]
+    assert [reason.partition(" (")[0] for _, reason in damaged] == ["its compressed bytes are damaged"]
+
+
+def test_a_header_that_is_cut_does_not_swallow_the_next_record() -> None:
+    whole = record(b"a" * 900)
+    assert read(whole[:40] + b"\r\n" + PARTS[2] + PARTS[3], False)[1] == [(0, "its header is cut")]
+    assert contents(read(whole[:40] + b"\r\n" + PARTS[2] + PARTS[3], False)[0]) == TEXTS[2:4]
+
+
 def test_a_cut_record_does_not_swallow_the_next_one() -> None:
     whole = record(b"a" * 900)
     records, damaged = read(whole[:400] + PARTS[2] * 20, False)
