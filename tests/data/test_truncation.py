@@ -67,7 +67,6 @@ def test_rows_hold_something_of_every_text(tmp_path: Path, related: bool) -> Non
     assert stream.truncated_documents() == 1
     rows = stream.rows(np.arange(len(stream)))
     of_first, of_second = (prepared.tokenizer.encode(letter)[0] for letter in "ab")
-    print(rows.tokens, of_first, of_second, store.document(0), store.document(1))
     long = next(row for row in rows.tokens if (row == of_first).any())
     ends = 4 if related else 3
     assert int((long == of_first).sum()) + int((long == of_second).sum()) == 32 - ends

@@ -121,7 +121,7 @@ def test_a_stream_equals_a_prepared_store_but_for_late_held_out_documents(text: 
     stream.verify()
 
 
-def test_a_stream_found_again_is_not_written_to(text: Path, whole: Path):
+def test_a_stream_found_again_is_not_written_to_and_keeps_its_tokenizer(text: Path, whole: Path):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
     said: list[str] = []
     prepared = prepare(settings(text), BytesTokenizerConfig(), whole.parents[1], said.append)
@@ -129,6 +129,9 @@ def test_a_stream_found_again_is_not_written_to(text: Path, whole: Path):
     assert prepared.corpora[""].folder == whole
     assert said == []
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()} == before
+    assert Tokenizer.load(whole / "tokenizer").fingerprint == byte_tokenizer().fingerprint
+    with pytest.raises(DataError, match="was written with tokenizer"):
+        Stream(whole).check_tokenizer("other", 259)
 
 
 def test_how_far_it_is_is_said_now_and_then(text: Path, tmp_path: Path, monkeypatch):
@@ -136,9 +139,8 @@ def test_how_far_it_is_is_said_now_and_then(text: Path, tmp_path: Path, monkeypa
     said: list[str] = []
     prepare(settings(text), BytesTokenizerConfig(), tmp_path, said.append)
     assert said[0] == "reading the first 1,024 tokens of the corpus, then training can start ..."
-    assert re.fullmatch(
-        r"read 1 documents of the corpus, [0-9]+ tokens so far, 0 MB at .* MB/s, [0-9]+%, 0:00 left \.\.\.", said[1]
-    )
+    line = r"read 1 documents of the corpus, [0-9]+ tokens so far, 0 MB at .* MB/s, [0-9]+%, 0:00 left \.\.\."
+    assert re.fullmatch(line, said[1])
 
 
 def test_other_settings_are_another_stream(text: Path, whole: Path):
@@ -446,10 +448,3 @@ def test_one_process_writes_and_another_goes_on_in_its_place(text: Path, whole: 
     thread.join(60)
     assert done.is_set()
     assert contents(folder) == contents(whole)
-
-
-def test_a_stream_keeps_its_tokenizer(whole: Path):
-    assert Tokenizer.load(whole / "tokenizer").fingerprint == byte_tokenizer().fingerprint
-    stream = Stream(whole)
-    with pytest.raises(DataError, match="was written with tokenizer"):
-        stream.check_tokenizer("other", 259)
