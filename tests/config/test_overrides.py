@@ -134,3 +134,11 @@ def test_one_command_starts_a_run_on_own_text_and_would_resume_it(tmp_path: Path
     words = [f"data.path={tmp_path}", "resume=auto", f"paths.logs_dir={tmp_path / 'logs'}", "model=llama_nano"]
     config: RunConfig = compose("train", words)
     assert (config.data.kind, config.resume) == ("text_files", "auto")
+
+
+@pytest.mark.slow
+def test_an_experiment_on_the_built_in_text_takes_ones_own_and_a_mixture_does_not() -> None:
+    config: RunConfig = compose("train", ["experiment=ettin_17m_nano", "data.path=x"])
+    assert config.data.kind == "text_files"
+    with pytest.raises(ConfigError, match=r"data\.path is a setting of .*Choose that as well"):
+        compose("train", ["experiment=continue", "init_from=x", "data.path=x"])

@@ -161,7 +161,8 @@ def sweep_words(config_name: str, overrides: list[str]) -> list[str]:
 def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
     """Return the presets that settings imply which the kinds chosen do not have; `tree` is what the presets make.
 
-    Of a run resumed, a group's kind is the run's own; of a new one, a data.path alone is that of text files.
+    Of a run resumed, a group's kind is the run's own; of a new one, a data.path alone is that of text files. An
+    experiment keeps its kind of data, unless that is python_docs.
     """
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     wanted: dict[str, set[str]] = {}
@@ -175,7 +176,9 @@ def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
     if resumes and (of_the_run := _kinds_of_the_run(config_name, overrides, list(wanted))):
         return of_the_run
     text = {field.name for field in fields(choices("data")["text_files"])}
-    is_text = "path" in wanted.get("data", ()) and wanted["data"] <= text and "experiment" not in keys
+    is_text = "path" in wanted.get("data", ()) and wanted["data"] <= text
+    if "experiment" in keys:  # text of its own is part of it, unless that is the built-in one, which has no path
+        is_text = is_text and class_of(tree, "data") is choices("data")["python_docs"]
     return ["data=text_files"] if is_text else []
 
 
