@@ -231,17 +231,22 @@ def picture(done: list[dict[str, Any]]) -> str:
     return line_chart(lines, Look("bits per byte of unseen novels", x="epochs", log_x=True))
 
 
+def read_cells(table: Path) -> list[dict[str, Any]]:
+    """Return the figures of the cells that are done, of all starts."""
+    return [json.loads(line) for line in table.read_text().splitlines()] if table.exists() else []
+
+
 def measure(given: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], None]) -> None:
     """Run and score the cells that are not done, keep what is done after each."""
     texts, table = shared_texts(given), given.runs / "cells.jsonl"
-    done = [json.loads(line) for line in table.read_text().splitlines()] if table.exists() else []
-    known = {figures["cell"] for figures in done}
+    done = read_cells(table)
     keep(done)
     for cell in cells(given):
-        if str(cell) not in known:
-            done.append(score(cell, train(cell, texts, given), texts, given))
+        if str(cell) not in {figures["cell"] for figures in done}:
+            figures = score(cell, train(cell, texts, given), texts, given)
             with table.open("a") as lines:
-                lines.write(json.dumps(done[-1]) + "\n")
+                lines.write(json.dumps(figures) + "\n")
+            done = read_cells(table)  # with those that another start with other cells of --only has added
             keep(done)
         figures = next(each for each in done if each["cell"] == str(cell))
         shown = [f"{key} {value:.4g}" for key, value in figures.items() if isinstance(value, float)]
