@@ -5,7 +5,7 @@ are held out and score them all, so that nothing is chosen on the novels that be
 `src/compare.py` gives the verdict: what differs from the recipe by more than its seeds do.
 
 Runs take turns, `--jobs` at once on a core each, so that other work slows all alike. Typed again, the script goes on
-behind the runs that are done.
+after the runs that are done.
 """
 
 import argparse
