@@ -136,7 +136,7 @@ class EvalConfig(Settings):
         4096, "Other tasks: tokens of a forward pass.", bounds="[1, inf)", unit="tokens", example=32
     )
     max_examples: int = setting(
-        0, "Examples to score, evenly spaced; 0: all, and for memorization 1,000 documents of each kind.",
+        0, "Not for documents, glue, needle, retrieval: examples to score, evenly spaced; 0: all, memorization 1,000.",
         bounds="[0, inf)", unit="examples", example=500, hint="or 0 for all",
     )  # fmt: skip
     pseudo_likelihood: bool = setting(
