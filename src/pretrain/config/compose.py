@@ -177,9 +177,8 @@ def _implied(config_name: str, overrides: list[str], tree: Any) -> list[str]:
         return of_the_run
     text = {field.name for field in fields(choices("data")["text_files"])}
     is_text = "path" in wanted.get("data", ()) and wanted["data"] <= text
-    if "experiment" in keys:  # text of its own is part of it, unless that is the built-in one, which has no path
-        is_text = is_text and class_of(tree, "data") is choices("data")["python_docs"]
-    return ["data=text_files"] if is_text else []
+    has_own_text = "experiment" in keys and class_of(tree, "data") is not choices("data")["python_docs"]
+    return ["data=text_files"] if is_text and not has_own_text else []
 
 
 def _kinds_of_the_run(config_name: str, overrides: list[str], wanted: list[str]) -> list[str]:

@@ -281,15 +281,16 @@ def _with_chat_template(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
     """
     chats = {name: part for name, part in data.parts().items() if isinstance(part, ChatConfig)}
     templates = {name: part.template_of(tokenizer.chat_template) for name, part in chats.items()}
+    first = next(iter(templates), "")
     for name, template in templates.items():
-        first = next(iter(templates))
         if template != templates[first]:
             given, other = (printable(chats[each].chat_template) for each in (first, name))
             raise ConfigError(
                 f"data.sources.{first}.chat_template={given} and data.sources.{name}.chat_template={other} are two "
                 f"templates, and a model learns one. Try data.sources.{name}.chat_template={given}."
             )
-        tokenizer.chat_template = template
+    if templates:
+        tokenizer.chat_template = templates[first]
     return tokenizer
 
 

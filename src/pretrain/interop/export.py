@@ -94,9 +94,8 @@ def export_model(config: ExportConfig, path: str | Path) -> Exported:
     with _new_folder(output) as temporary:
         card, added_ids = _write(temporary, config, in_standard(source, family), family, evaluations)
         difference = _compare(temporary, source, card, added_ids) if has_transformers() else None
-    return Exported(
-        output, card, difference, card.auto_class == "AutoModel" and source.has_head and not _embeds(source)
-    )
+    lost_head = card.auto_class == "AutoModel" and source.has_head and not _embeds(source)
+    return Exported(output, card, difference, lost_head)
 
 
 def export_adapters(config: ExportConfig, path: str | Path) -> str:

@@ -71,7 +71,7 @@ class StageText:
     """The stage that a run is in, with its text ready to be read; a run without stages is one."""
 
     run_plan: RunPlan  # with the settings of the stage
-    whole: RunConfig  # settings of the whole run
+    whole: RunConfig  # settings of the whole run, without the labels that its text has
     device: torch.device
     course: Course
     stage: Stage
@@ -141,8 +141,9 @@ def open_stage(run_plan: RunPlan) -> StageText:
     data = TextDataModule(config, prepared, objective, course.sizes, order)
     data.excluded = run_plan.excluded
     reasons = not_validated(config.data, prepared, data.validation_streams)
-    check_first_validation(config, reasons, bool(data.validation_streams))
-    return StageText(run_plan, whole, device, course, replace(stage, config=config), prepared, data, reasons)
+    text = StageText(run_plan, whole, device, course, replace(stage, config=config), prepared, data, reasons)
+    check_first_validation(config, reasons, text.validates)
+    return text
 
 
 def build_parts(text: StageText, throughput: Throughput, ending: ExitStack) -> RunParts:

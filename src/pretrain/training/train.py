@@ -111,7 +111,8 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
     if not is_done and _fit(parts):
         return None
     validation = final_validation(parts.trainer, parts.module, parts.data)
-    _score_if_missing(own_callbacks if is_done else [], parts)
+    if is_done:
+        _score_if_missing(own_callbacks, parts)
     report = _build_report(parts, validation)
     if parts.trainer.is_global_zero:
         report.save()
