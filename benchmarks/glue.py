@@ -5,11 +5,12 @@ of 3.1 M parameters, trained for --minutes on the novels and articles of PRETRAI
 the folder of the benchmark's tasks. Three rows for each task, all scored on dev, mean and deviation over the seeds:
 
 pretrain         `eval.py task=glue`: each rate with each seed; a held-out tenth of train chooses the rate
-transformers     the same base, examples, rate, epochs, schedule and examples a step by the Trainer of transformers,
-                 whose head is its own: BertPooler on [CLS] where ours is the mean of the hidden states
+transformers     the same base, examples, rate, epochs, schedule, precision and examples a step by the Trainer of
+                 transformers, whose head is its own: BertPooler on [CLS] where ours is the mean of the hidden states
 random weights   the same shape without its training, by `eval.py task=glue`: the floor; left out by --no-floor
 
-Every fine-tuning is written to --folder as it ends, and the same command goes on behind them. Needs accelerate.
+--jobs fine-tunings run at once, and share the threads. Each is written to --folder as it ends, and the same command
+goes on behind them. Needs accelerate.
 """
 
 import argparse
@@ -17,7 +18,10 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -29,7 +33,8 @@ from machine import machine
 from pretrain.commands.glue import WARMUP_SHARE, examples_of_a_row, score_glue, split_train
 from pretrain.evaluation.config import GLUE_TASKS, EvalConfig, GlueConfig, Task
 from pretrain.evaluation.glue import REGRESSION, LabelledText, glue_metrics, read_split
-from pretrain.training.config import PathsConfig
+from pretrain.parallel.precision import auto_precision
+from pretrain.training.config import PathsConfig, Precision
 
 MEASURES = (
     "src/pretrain/models",
@@ -76,17 +81,14 @@ class Rows(torch.utils.data.Dataset):
         return {**self.encoded[index], "labels": self.targets[index]}
 
 
-def of_pretrain(arguments: argparse.Namespace, base: Path) -> dict[str, Any]:
-    """Return the figures of `eval.py task=glue`."""
-    paths = PathsConfig(logs_dir=str(arguments.folder), cache_dir=str(arguments.folder / "cache"))
-    figures = dict[str, Any]()
-    for task in arguments.tasks:
-        glue = GlueConfig(
-            tasks=[task], seeds=arguments.seeds, learning_rates=arguments.rates, epochs=arguments.epochs,
-            batch_examples=arguments.batch, max_train_examples=examples_of(arguments, task),
-        )  # fmt: skip
-        figures |= score_glue(EvalConfig(task=Task.glue, path=str(arguments.data), glue=glue, paths=paths), base)
-    return figures
+def of_pretrain(arguments: argparse.Namespace, base: Path, task: str) -> dict[str, Any]:
+    """Return the figures of `eval.py task=glue`; each task has a folder of its own, as tasks run side by side."""
+    paths = PathsConfig(logs_dir=str(arguments.folder / task), cache_dir=str(arguments.folder / "cache"))
+    glue = GlueConfig(
+        tasks=[task], seeds=arguments.seeds, learning_rates=arguments.rates, epochs=arguments.epochs,
+        batch_examples=arguments.batch, max_train_examples=examples_of(arguments, task),
+    )  # fmt: skip
+    return score_glue(EvalConfig(task=Task.glue, path=str(arguments.data), glue=glue, paths=paths), base)
 
 
 def examples_of(arguments: argparse.Namespace, task: str) -> int:
@@ -129,6 +131,7 @@ def _tuned_by_trainer(arguments: argparse.Namespace, cell: Cell) -> dict[str, fl
         model,
         TrainingArguments(
             output_dir=str(arguments.folder / "trainer"), seed=cell.seed, learning_rate=cell.rate,
+            bf16=auto_precision(torch.device("cpu")) is Precision.bf16,
             num_train_epochs=arguments.epochs, per_device_train_batch_size=batch,
             warmup_steps=round(WARMUP_SHARE * steps), lr_scheduler_type="linear", weight_decay=WEIGHT_DECAY,
             adam_beta2=BETA2, max_grad_norm=1.0, save_strategy="no", report_to="none", use_cpu=True,
@@ -173,27 +176,58 @@ def random_base(arguments: argparse.Namespace) -> Path:
     return folder
 
 
-def row(name: str, figures: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
+def row(name: str, by_task: dict[str, Future[dict[str, Any]]]) -> dict[str, Any]:
     """Return the figures of `score_glue` by task: the rate, and mean and deviation of each metric."""
-    found: dict[str, Any] = {"name": name, "seeds": figures["seeds"], "tasks": {}}
-    for task in tasks:
+    found: dict[str, Any] = {"name": name, "tasks": {}}
+    for task, future in by_task.items():
+        figures = future.result()
         of_task = {key.partition("/")[2]: value for key, value in figures.items() if key.startswith(f"{task}/")}
         metrics = [key for key in of_task if f"{key}_deviation" in of_task and key != "score"]
         means = {key: [of_task[key], of_task[f"{key}_deviation"]] for key in metrics}
+        found["seeds"] = figures["seeds"]
         found["tasks"][task] = {"learning_rate": float(of_task["learning_rate"]), "metrics": means}
     return found
 
 
-def trainer_row(arguments: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any]:
-    """Return the row of transformers, at the rates that held-out text chose for ours."""
-    found: dict[str, Any] = {"name": "transformers", "seeds": len(arguments.seeds), "tasks": {}}
-    for task in arguments.tasks:
-        rate = ours["tasks"][task]["learning_rate"]
-        scores = [of_transformers(arguments, Cell(task, rate, seed)) for seed in arguments.seeds]
+def trainer_row(cells: dict[str, dict[Cell, Future[dict[str, float]]]]) -> dict[str, Any]:
+    """Return the row of transformers by task: the rate, and mean and deviation of each metric."""
+    found: dict[str, Any] = {"name": "transformers", "tasks": {}}
+    for task, of_task in cells.items():
+        scores = [future.result() for future in of_task.values()]
         metrics = {name: [each[name] for each in scores] for name in scores[0] if name != "score"}
         means = {name: [fmean(each), stdev(each) if len(each) > 1 else 0.0] for name, each in metrics.items()}
-        found["tasks"][task] = {"learning_rate": rate, "metrics": means}
+        found["seeds"] = len(scores)
+        found["tasks"][task] = {"learning_rate": next(iter(of_task)).rate, "metrics": means}
     return found
+
+
+def fine_tune(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of the table. The rates of transformers are those that held-out text chose for ours."""
+    few = argparse.Namespace(**vars(arguments) | {"seeds": arguments.other_seeds or arguments.seeds})
+    longest_first = sorted(arguments.tasks, key=lambda task: examples_of(arguments, task) or sys.maxsize, reverse=True)
+    threads = max(1, torch.get_num_threads() // arguments.jobs)
+    context = get_context("spawn")  # torch's threads do not survive a fork
+    pool = ProcessPoolExecutor(arguments.jobs, context, torch.set_num_threads, (threads,))
+    try:
+        ours = {task: pool.submit(of_pretrain, arguments, arguments.base, task) for task in longest_first}
+        floor, cells = {}, {}
+        if not arguments.no_floor:
+            random = random_base(arguments)
+            floor = {task: pool.submit(of_pretrain, few, random, task) for task in longest_first}
+        names = {future: task for task, future in ours.items()}
+        for future in as_completed(names):
+            task = names[future]
+            tries = [Cell(task, float(future.result()[f"{task}/learning_rate"]), seed) for seed in few.seeds]
+            cells[task] = {cell: pool.submit(of_transformers, few, cell) for cell in tries}
+        rows = [row("pretrain", _ordered(arguments, ours)), trainer_row(_ordered(arguments, cells))]
+        return [*rows, *([row("random weights", _ordered(arguments, floor))] if floor else [])]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error the others end, and none begins
+
+
+def _ordered(arguments: argparse.Namespace, by_task: dict[str, Any]) -> dict[str, Any]:
+    """Return the same in the order of --tasks."""
+    return {task: by_task[task] for task in arguments.tasks}
 
 
 def main() -> None:
@@ -213,22 +247,20 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=32, help="examples of a step")
+    parser.add_argument("--jobs", type=int, default=1, help="fine-tunings at once")
     parser.add_argument("--folder", type=Path, default=Path("logs/glue_benchmark"))
     parser.add_argument("--output", type=Path, help="default: glue_own.json or glue_base.json of benchmarks/results")
     arguments = parser.parse_args()
     name = "own" if str(arguments.base) == "own" else "base"
     arguments.output = arguments.output or Path(f"benchmarks/results/glue_{name}.json")
     typed = f"python benchmarks/glue.py {'own' if name == 'own' else 'BASE'} GLUE {words(arguments)}"
+    began = time.monotonic()
     arguments.base = own_base(arguments) if name == "own" else arguments.base
-    ours = row("pretrain", of_pretrain(arguments, arguments.base), arguments.tasks)
-    few = argparse.Namespace(**vars(arguments) | {"seeds": arguments.other_seeds or arguments.seeds})
-    theirs = trainer_row(few, ours)
-    rows = [ours, theirs]
-    if not arguments.no_floor:
-        rows.append(row("random weights", of_pretrain(few, random_base(arguments)), arguments.tasks))
-    names = ("examples", "whole", "rates", "seeds", "other_seeds", "epochs", "batch")
+    rows = fine_tune(arguments)
+    names = ("examples", "whole", "rates", "seeds", "other_seeds", "epochs", "batch", "jobs")
     settings = {name: getattr(arguments, name) for name in names}
-    result = {"machine": machine(), "command": typed, "settings": settings, "rows": rows}
+    minutes = round((time.monotonic() - began) / 60, 1)  # of this start alone
+    result = {"machine": machine(), "command": typed, "settings": settings, "minutes": minutes, "rows": rows}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
     print(json.dumps(result, indent=1), file=sys.stdout)
@@ -244,7 +276,7 @@ def words(arguments: argparse.Namespace) -> str:
     typed += [f"--seeds {' '.join(map(str, arguments.seeds))}"]
     typed += [f"--other-seeds {' '.join(map(str, arguments.other_seeds))}"] if arguments.other_seeds else []
     typed += [f"--epochs {arguments.epochs:g}"]
-    return " ".join([*typed, f"--batch {arguments.batch}"])
+    return " ".join([*typed, f"--batch {arguments.batch}", f"--jobs {arguments.jobs}"])
 
 
 if __name__ == "__main__":
