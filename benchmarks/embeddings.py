@@ -10,8 +10,8 @@ spearman          rank correlation of the vectors' cosine with people's scores (
 
 For each set of pairs the first seed's model chooses the learning rate on a tenth of STS-B's train, which no model is
 trained on; then all 1,500 pairs of dev are read once. A seed determines the order of the pairs and the masks of
-dropout. With one thread of a busy machine the base took 26 minutes and each of the other runs nine. A run that is
-complete is not run again.
+dropout. On a core to itself the base trained for 8 minutes and each of the other runs for less than three. A run that
+is complete is not run again.
 """
 
 import argparse
