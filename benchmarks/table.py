@@ -8,6 +8,7 @@ history of the repository.
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -132,7 +133,10 @@ def fine_tuning(result: dict[str, Any]) -> str:
 
 
 def glue(result: dict[str, Any]) -> str:
-    """Return a row for each task and way: the rate and each metric, mean and standard deviation over the seeds."""
+    """Return a row for each task and way: the rate and each metric, mean and standard deviation over the seeds.
+
+    The deviation of a mean score takes the tasks as independent, and a task's metrics as moving together.
+    """
     rows = []
     for task in result["rows"][0]["tasks"]:
         for row in result["rows"]:
@@ -143,8 +147,11 @@ def glue(result: dict[str, Any]) -> str:
             ]
             rows.append((task, row["name"], str(row["seeds"]), f"{found['learning_rate']:g}", ", ".join(figures)))
     for row in result["rows"]:  # as eval.py counts it: a task's score is the mean of its metrics
-        scores = [fmean(mean for mean, _ in found["metrics"].values()) for found in row["tasks"].values()]
-        rows.append(("all", row["name"], str(row["seeds"]), "", f"mean score {fmean(scores):.3f}"))
+        metrics = [found["metrics"].values() for found in row["tasks"].values()]
+        score = fmean(fmean(mean for mean, _ in each) for each in metrics)
+        deviation = math.hypot(*(fmean(spread for _, spread in each) for each in metrics)) / len(metrics)
+        shown_score = f"mean score {score:.3f}" + (f" ± {deviation:.3f}" if row["seeds"] > 1 else "")
+        rows.append(("all", row["name"], str(row["seeds"]), "", shown_score))
     return markdown(("task", "fine-tuned by", "seeds", "learning rate", "dev"), rows)
 
 
