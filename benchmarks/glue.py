@@ -6,7 +6,8 @@ the folder of the benchmark's tasks. Three rows for each task, all scored on dev
 
 pretrain         `eval.py task=glue`: each rate with each seed; a held-out tenth of train chooses the rate
 transformers     the same base, examples, rate, epochs, schedule, precision and examples a step by the Trainer of
-                 transformers, whose head is its own: BertPooler on [CLS] where ours is the mean of the hidden states
+                 transformers, whose head is its own: a layer more than ours, and in BERT on [CLS], where ours reads
+                 the mean of the hidden states; ModernBERT's is set to the mean
 random weights   the same shape without its training, by `eval.py task=glue`: the floor; left out by --no-floor
 
 --jobs fine-tunings run at once, and share the threads. Each is written to --folder as it ends, and the same command
@@ -110,6 +111,7 @@ def of_transformers(arguments: argparse.Namespace, cell: Cell) -> dict[str, floa
 
 def _tuned_by_trainer(arguments: argparse.Namespace, cell: Cell) -> dict[str, float]:
     from transformers import (
+        AutoConfig,
         AutoModelForSequenceClassification,
         AutoTokenizer,
         DataCollatorWithPadding,
@@ -123,7 +125,10 @@ def _tuned_by_trainer(arguments: argparse.Namespace, cell: Cell) -> dict[str, fl
     labels = None if cell.task == REGRESSION else sorted({row.label for row in part})
     set_seed(cell.seed)
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
-    model = AutoModelForSequenceClassification.from_pretrained(arguments.base, num_labels=len(labels or [0]))
+    config = AutoConfig.from_pretrained(arguments.base, num_labels=len(labels or [0]))
+    if hasattr(config, "classifier_pooling"):
+        config.classifier_pooling = "mean"
+    model = AutoModelForSequenceClassification.from_pretrained(arguments.base, config=config)
     per_row = examples_of_a_row(arguments.base, part)
     batch = round(per_row * max(1, round(arguments.batch / per_row)))  # as ours: whole rows
     steps = arguments.epochs * len(part) / batch
