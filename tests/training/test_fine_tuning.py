@@ -119,6 +119,19 @@ def test_the_loss_is_of_the_responses_alone(tiny, base, tmp_path):
 
 
 @pytest.mark.slow
+def test_other_text_is_scored_as_by_the_base(tiny, base, tmp_path):
+    """All of it: pairs are packed whole, so that the end of a document that is longer than a row would be left out."""
+    words = tune(tiny, "instruct", base, f"data.path={pairs(tmp_path)}", "trainer.max_steps=1", "model.dropout=0.0")
+    report = run(tiny.plan(*words, "optimizer.learning_rate=1e-9", "data.validation_fraction=0"))
+    (tmp_path / "long.txt").write_text("The quick brown fox jumps. " * 20)
+    settings = EvalConfig(path=str(tmp_path / "long.txt"))
+    settings.paths.cache_dir = str(tmp_path / "cache")
+    of_base, found = (score(settings, path) for path in (base, report.folder))
+    assert found["targets"] == of_base["targets"] == 20 * 27 + 1  # the end token, too
+    assert found["loss"] == pytest.approx(of_base["loss"], abs=1e-4)
+
+
+@pytest.mark.slow
 def test_texts_that_are_longer_than_a_row_are_counted(tiny, tmp_path, capsys):
     path = tmp_path / "texts.tsv"
     path.write_text("".join(f"{'so ' * 40 * (n == 0)}good {n}\tpos\nbad {n}\tneg\n" for n in range(8)))

@@ -147,7 +147,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     folder = open_model(path, config.weights)
     tokenizer, seed = folder.tokenizer, folder.run.seed if folder.run else 0
     model, objective = _model(config, folder), folder.objective.build(tokenizer, seed)
-    packing = folder.run.data if folder.run else DataConfig()
+    packing = _packing(config, folder.run)
     counts, scored = Counter[str](), list[ScoredPart]()
     source_counts: dict[str, int] = {}
     for source, store in _stores(config, folder).items():
@@ -324,6 +324,16 @@ def _run_of(folder: ModelFolder, remedy: str) -> RunConfig:
     if folder.run is None:
         raise DataError(f"{folder.folder} was not trained here, so its documents are unknown. {remedy}")
     return folder.run
+
+
+def _packing(config: EvalConfig, run: RunConfig | None) -> DataConfig:
+    """Return the settings by which documents are packed: the run's own, which a model trained on pairs has for pairs.
+
+    They read the beginning of a long document alone; of other files its base would be scored on all of it.
+    """
+    if run is None or (config.path is not None and any(part.annotated for part in run.data.parts().values())):
+        return DataConfig()
+    return run.data
 
 
 def _prepared(config: EvalConfig, run: RunConfig) -> Prepared:
