@@ -57,11 +57,8 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     if config.task is Task.documents:
         return score_documents(config, path)
     started_s = time.perf_counter()
-    if config.pseudo_likelihood and folder.objective.causal and not folder.objective.fills_masks:
-        raise ConfigError(
-            f"pseudo_likelihood=true hides tokens, and checkpoint={path} has not learned to fill masks. Leave it out; "
-            "a model of objective=hybrid can be scored in both ways."
-        )
+    if config.pseudo_likelihood:
+        _check_fills_masks(path, folder)
     left_to_right = folder.objective.causal and not config.pseudo_likelihood
     examples = None
     if config.task in FROM_FILES and config.path is not None:  # before the weights, so that a wrong file fails at once
@@ -99,6 +96,21 @@ def _check_predicts_tokens(config: EvalConfig, path: str | Path, folder: ModelFo
         )
     if folder.objective.n_labels is not None:
         raise ConfigError(f"checkpoint={path} {_with_head(folder)}(...).")
+
+
+def _check_fills_masks(path: str | Path, folder: ModelFolder) -> None:
+    """Raise ConfigError for a model that has no pseudo-likelihoods."""
+    objective = folder.objective
+    if objective.causal and not objective.fills_masks:
+        raise ConfigError(
+            f"pseudo_likelihood=true hides tokens, and checkpoint={path} has not learned to fill masks. Leave it out; "
+            "a model of objective=hybrid can be scored in both ways."
+        )
+    if objective.shift_targets and not objective.causal:
+        raise ConfigError(
+            f"pseudo_likelihood=true reads each prediction at the masked token, and checkpoint={path} was trained with "
+            "objective.shift=true. Leave it out, for scores by its bound."
+        )
 
 
 def _with_head(folder: ModelFolder) -> str:
