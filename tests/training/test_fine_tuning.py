@@ -19,6 +19,7 @@ from pretrain.data.train_stream import ShuffledRows
 from pretrain.doctor.shrink import shrink
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig
+from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.evaluation.run import score
 from pretrain.interop.export import export_model
 from pretrain.interop.load import open_model
@@ -333,6 +334,10 @@ def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
     words = tune(tiny, "instruct", base, "data=mixture", "data.packing=whole", sources, "trainer.max_steps=2")
     report = run(tiny.plan(*words))
     assert {"val/b/bits_per_byte", "val/bits_per_byte"} < set(report.validation)
+    rows = list(rows_of_step(report.folder, 1))
+    assert {row.id.partition(":")[0] for row in rows} == {"a", "b"}
+    for row in rows:  # what is learned of a pair is its response, of plain text all
+        assert all(bool(piece.learned) is row.id.startswith("a:") for piece in row.pieces)
 
 
 @pytest.mark.slow
