@@ -92,6 +92,8 @@ def test_what_is_not_glue_is_refused(tmp_path: Path) -> None:
     register_schemas("eval", EvalConfig)
     with pytest.raises(ConfigError, match=r"task=glue needs the folder of GLUE's tasks\. Give it: path="):
         compose("eval", ["task=glue"])
+    with pytest.raises(ConfigError, match=r"dtype=int8 has no use in task=glue"):
+        compose("eval", ["task=glue", "path=glue", "dtype=int8"])
     (tmp_path / glue.RESULTS).write_text("{}\n")
     with pytest.raises(DataError, match=r"results\.jsonl:1 is no result of task=glue\. Remove the line"):
         glue.Results(tmp_path / glue.RESULTS)
