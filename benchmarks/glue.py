@@ -31,7 +31,7 @@ import torch
 from corpora import assets
 from machine import machine
 
-from pretrain.commands.glue import WARMUP_SHARE, examples_of_a_row, score_glue, split_train
+from pretrain.commands.glue import WARMUP_SHARE, row_size, score_glue, split_train
 from pretrain.evaluation.config import GLUE_TASKS, EvalConfig, GlueConfig, Task
 from pretrain.evaluation.glue import REGRESSION, LabelledText, glue_metrics, read_split
 from pretrain.parallel.precision import auto_precision
@@ -129,7 +129,7 @@ def _tuned_by_trainer(arguments: argparse.Namespace, cell: Cell) -> dict[str, fl
     if hasattr(config, "classifier_pooling"):
         config.classifier_pooling = "mean"
     model = AutoModelForSequenceClassification.from_pretrained(arguments.base, config=config)
-    per_row = examples_of_a_row(arguments.base, part)
+    per_row = row_size(arguments.base, part, arguments.batch).examples
     batch = round(per_row * max(1, round(arguments.batch / per_row)))  # as ours: whole rows
     steps = arguments.epochs * len(part) / batch
     trainer = Trainer(

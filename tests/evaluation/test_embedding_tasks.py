@@ -57,6 +57,28 @@ def test_retrieval_ranks_by_similarity(tmp_path: Path) -> None:
     assert ndcg([0] * 10 + [1], {"x": 1}) == 0.0
 
 
+def test_a_query_in_the_corpus_does_not_find_itself(tmp_path: Path) -> None:
+    """As in ArguAna: the passage with the id and the text of the query is left out, unless it counts as an answer."""
+    folder = beir(tmp_path / "set")
+    passages = [{"_id": "a", "title": "", "text": " a "}, {"_id": "f", "text": "c"}, {"_id": "b", "text": "b"}]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, passages)))
+    table = folder / "qrels" / "test.tsv"
+    table.write_text("query-id\tcorpus-id\tscore\na\tb\t1\nf\tb\t1\n")
+    found = score_embeddings(embed, read_retrieval_set(str(folder)))
+    assert found["ndcg@10"] == pytest.approx((1 + 1 / math.log2(3)) / 2)  # passage f is another text than query f
+    table.write_text("query-id\tcorpus-id\tscore\na\ta\t1\n")
+    assert score_embeddings(embed, read_retrieval_set(str(folder)))["ndcg@10"] == 1.0
+
+
+def test_published_sets_with_titles_alone_and_scores_below_zero_are_read(tmp_path: Path) -> None:
+    """TREC-COVID has both."""
+    folder = beir(tmp_path / "set", "a\tb\t1\na\tc\t-1\n")
+    passages = [{"_id": "b", "title": "b", "text": ""}, {"_id": "c", "title": "", "text": "c"}]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, passages)))
+    read = read_retrieval_set(str(folder))
+    assert (read.corpus, read.relevance) == ({"b": "b", "c": "c"}, {"a": {"b": 1}})
+
+
 def test_max_examples_takes_a_part_of_the_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "sts.tsv"
     table.write_text("sentence1\tsentence2\tscore\na\tb\t5\na\tc\t4\na\td\t3\na\te\t2\n")

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +147,17 @@ def test_the_pseudo_perplexity_of_documents(tiny: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_predictions_from_the_position_before_have_no_pseudo_perplexity(tiny: Any) -> None:
+def test_predictions_from_the_position_before_have_no_pseudo_likelihood(tiny: Any, pairs: Path) -> None:
     report = run(tiny.plan("model=diffusion_nano", "objective.shift=true", "trainer.max_steps=1"))
     message = (
         r"reads each prediction at the masked token, .* objective\.shift=true\. Take task=documents, which returns"
     )
     with pytest.raises(ConfigError, match=message):
         score(settings(tiny, task=Task.pseudo_perplexity), report.folder)
+    by_bound = settings(tiny, task=Task.minimal_pairs, path=str(pairs))
+    assert "accuracy" in score(by_bound, report.folder)
+    with pytest.raises(ConfigError, match=r"objective\.shift=true\. Leave it out, for scores by its bound"):
+        score(replace(by_bound, pseudo_likelihood=True), report.folder)
 
 
 @pytest.mark.slow

@@ -8,16 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from families import shape
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from torchmetrics.functional.classification import binary_f1_score, binary_matthews_corrcoef
 
 from pretrain.commands import glue
 from pretrain.commands.from_python import train as run_from_python
 from pretrain.config.compose import compose, register_schemas
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.agreement import binary_f1, matthews, pearson, spearman
-from pretrain.evaluation.config import GLUE_TASKS, EvalConfig, GlueConfig
+from pretrain.evaluation.config import GLUE_TASKS, EvalConfig, GlueConfig, Task
 from pretrain.evaluation.glue import LabelledText, glue_metrics, read_split
+from pretrain.training.config import PathsConfig
 from pretrain.training.train import run
 
 
@@ -89,6 +92,8 @@ def test_what_is_not_glue_is_refused(tmp_path: Path) -> None:
     register_schemas("eval", EvalConfig)
     with pytest.raises(ConfigError, match=r"task=glue needs the folder of GLUE's tasks\. Give it: path="):
         compose("eval", ["task=glue"])
+    with pytest.raises(ConfigError, match=r"dtype=int8 has no use in task=glue"):
+        compose("eval", ["task=glue", "path=glue", "dtype=int8"])
     (tmp_path / glue.RESULTS).write_text("{}\n")
     with pytest.raises(DataError, match=r"results\.jsonl:1 is no result of task=glue\. Remove the line"):
         glue.Results(tmp_path / glue.RESULTS)
@@ -125,6 +130,22 @@ def test_the_held_out_tenth_is_never_trained_on() -> None:
     assert (len(part), len(held_out)) == (52, 5)
     assert sorted(int(row.text) for row in [*part, *held_out]) == list(range(57))
     assert glue.split_train(rows, 10) == (part[:10], held_out)
+
+
+@pytest.mark.parametrize(("family", "length"), [("llama", 160), ("bert", 8192)])
+def test_a_step_has_about_as_many_examples_as_asked_of_any_context(
+    family: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 5 tokens each; a row of 8,192 tokens would hold 1,638 of them. Learned positions keep their length."""
+    base = SimpleNamespace(folder=tmp_path, shape=shape(family, context_length=8192), tokenizer=byte_tokenizer())
+    typed: list[str] = []
+    monkeypatch.setattr(glue, "open_model", lambda path: base)
+    monkeypatch.setattr(glue, "train", lambda *words: typed.extend(words))
+    tuning = glue.Glue(EvalConfig(task=Task.glue, path="glue", paths=PathsConfig(logs_dir=str(tmp_path))), tmp_path)
+    tuning._train(glue.Try("CoLA", 1e-4, 0, "text"), [LabelledText("abc", "01"[n % 2]) for n in range(400)])
+    assert {f"model.context_length={length}", "batch_size=1", "schedule.warmup_fraction=0.06"} <= {*typed}
+    pairs = [LabelledText(("a" * 99, "b" * 50), "1"), LabelledText(("a", "b"), "0")]
+    assert glue.row_size(tmp_path, pairs, 1).length == (2 * 152 if family == "llama" else 8192)
 
 
 def entailments(path: Path, count: int, seed: int) -> None:

@@ -19,6 +19,7 @@ from pretrain.data.train_stream import ShuffledRows
 from pretrain.doctor.shrink import shrink
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig
+from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.evaluation.run import score
 from pretrain.interop.export import export_model
 from pretrain.interop.load import open_model
@@ -116,6 +117,19 @@ def test_the_loss_is_of_the_responses_alone(tiny, base, tmp_path):
         count += len(answer_ids)
     found = {row["name"]: float(row["value"]) for row in read_rows(Path(report.folder) / "metrics.csv")}
     assert found["train/loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_other_text_is_scored_as_by_the_base(tiny, base, tmp_path):
+    """All of it: pairs are packed whole, so that the end of a document that is longer than a row would be left out."""
+    words = tune(tiny, "instruct", base, f"data.path={pairs(tmp_path)}", "trainer.max_steps=1", "model.dropout=0.0")
+    report = run(tiny.plan(*words, "optimizer.learning_rate=1e-9", "data.validation_fraction=0"))
+    (tmp_path / "long.txt").write_text("The quick brown fox jumps. " * 20)
+    settings = EvalConfig(path=str(tmp_path / "long.txt"))
+    settings.paths.cache_dir = str(tmp_path / "cache")
+    of_base, found = (score(settings, path) for path in (base, report.folder))
+    assert found["targets"] == of_base["targets"] == 20 * 27 + 1  # the end token, too
+    assert found["loss"] == pytest.approx(of_base["loss"], abs=1e-4)
 
 
 @pytest.mark.slow
@@ -320,6 +334,10 @@ def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
     words = tune(tiny, "instruct", base, "data=mixture", "data.packing=whole", sources, "trainer.max_steps=2")
     report = run(tiny.plan(*words))
     assert {"val/b/bits_per_byte", "val/bits_per_byte"} < set(report.validation)
+    rows = list(rows_of_step(report.folder, 1))
+    assert {row.id.partition(":")[0] for row in rows} == {"a", "b"}
+    for row in rows:  # what is learned of a pair is its response, of plain text all
+        assert all(bool(piece.learned) is row.id.startswith("a:") for piece in row.pieces)
 
 
 @pytest.mark.slow

@@ -249,6 +249,16 @@ def test_spikes_are_looked_for_among_the_losses_of_one_objective(tiny) -> None:
 
 
 @pytest.mark.slow
+def test_an_objective_of_a_later_stage_is_refused_before_the_first_step(tiny, assets: Path) -> None:
+    """Its tokenizer is known once the text is prepared; the first stage would have trained for nothing."""
+    words = ["model=llama_nano", "tokenizer=pretrained", f"tokenizer.path={assets / 'tokenizers' / 'gpt2'}"]
+    plan = tiny.plan(*words, "stages.a.until_steps=3", "stages.b.objective.kind=hybrid")
+    with pytest.raises(ConfigError, match=r"in stages\.b: objective=hybrid needs a tokenizer with a mask token"):
+        train(plan)
+    assert not list(plan.folder.glob("checkpoints/step-*"))
+
+
+@pytest.mark.slow
 def test_stages_of_a_run_whose_length_follows_from_its_text_are_known(tiny) -> None:
     words = ["model=modernbert_nano", "trainer.max_steps=null", "stages.a.until_fraction=0.5"]
     config = compose("train", [*words, "data=text_files", "data.path=a", "stages.b.data.path=b"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from pretrain.files.atomic_files import write_atomically
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import finished_run
+from pretrain.models.choices import Position
 
 RESULTS = "results.jsonl"
 WARMUP_SHARE = 0.06  # of the steps: Liu et al. 2019, https://arxiv.org/abs/1907.11692, appendix B
@@ -87,13 +89,28 @@ def split_train(
     return part[: max_train_examples or len(part)], [rows[position] for position in order[:n_held_out]]
 
 
-def examples_of_a_row(base: str | Path, rows: Sequence[LabelledText]) -> float:
-    """Return about how many of these examples a row of the base's context length holds."""
+@dataclass(frozen=True)
+class RowSize:
+    """The rows of tokens of a fine-tuning."""
+
+    length: int  # tokens
+    examples: float  # that a row holds, about
+
+
+def row_size(base: str | Path, rows: Sequence[LabelledText], batch_examples: int) -> RowSize:
+    """Return rows of the base's context length, or of about a step's examples where that holds more of them.
+
+    A row of 8,192 tokens holds hundreds of sentences, and a step reads a row at least. Rows are twice as long as the
+    longest example or more, as held-out ones may be longer. Learned positions have weights for one length alone.
+    """
     folder = open_model(base)
-    pairs = [(row.text, None) if isinstance(row.text, str) else row.text for row in rows[:1000]]
-    length = folder.shape.context_length  # a longer example is truncated
-    mean = float(np.mean([min(len(ids), length) for ids in folder.tokenizer.encode_text_pairs(pairs)]))
-    return length / mean
+    pairs = [(row.text, None) if isinstance(row.text, str) else row.text for row in rows]
+    shape, length = folder.shape.transformer, folder.shape.context_length
+    sizes = [min(len(ids), length) for ids in folder.tokenizer.encode_text_pairs(pairs)]  # a longer one is truncated
+    mean = float(np.mean(sizes))
+    if shape is not None and shape.position is Position.rope:
+        length = min(length, max(2 * max(sizes), math.ceil(batch_examples * mean)))
+    return RowSize(length, length / mean)
 
 
 def _fingerprint(model: Path) -> str:
@@ -197,6 +214,7 @@ class Glue:
         is_pair = not isinstance(rows[0].text, str)
         print(printable(f"fine-tuning {one} on {len(rows):,} examples"), file=sys.stderr, flush=True)
         accelerator = "cpu" if self.config.device == "cpu" else "auto"
+        size = row_size(self.base, rows, settings.batch_examples)
         with redirect_stdout(sys.stderr):
             train(
                 "experiment=regress" if one.task == REGRESSION else "experiment=classify",
@@ -206,20 +224,17 @@ class Glue:
                 "data.validation_fraction=0",
                 f"optimizer.learning_rate={one.rate}",
                 f"seed={one.seed}",
-                f"batch_size={self._batch_size(rows)}",
+                f"model.context_length={size.length}",
+                f"batch_size={max(1, round(settings.batch_examples / size.examples))}",
                 "trainer.max_steps=-1",
                 f"trainer.max_epochs={settings.epochs}",
                 f"trainer.accelerator={accelerator}",
-                f"schedule.warmup_steps={round(WARMUP_SHARE * settings.epochs * len(rows) / settings.batch_examples)}",
+                f"schedule.warmup_fraction={WARMUP_SHARE}",
                 "logger=none",
                 "logging.report=false",
                 quote(f"paths.run_dir={folder}", "paths.run_dir"),
                 quote(f"paths.cache_dir={self.config.paths.cache_dir}", "paths.cache_dir"),
             )
-
-    def _batch_size(self, rows: Sequence[LabelledText]) -> int:
-        """Return the rows of tokens, at least 1, that hold about `glue.batch_examples` examples."""
-        return max(1, round(self.config.glue.batch_examples / examples_of_a_row(self.base, rows)))
 
 
 def glue_table(figures: dict[str, Any]) -> str:

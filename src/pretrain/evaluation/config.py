@@ -180,6 +180,11 @@ class EvalConfig(Settings):
                 "weights=ema is not fine-tuned by task=glue, which begins with trained weights. Export the average "
                 "first (weights=ema output=<folder>), and score that: checkpoint=<folder>."
             )
+        if self.task is Task.glue and not self.tasks and self.dtype != "fp32":
+            raise ConfigError(
+                f"dtype={self.dtype} has no use in task=glue, which trains in the precision of the device and scores "
+                "what it has trained. Leave it out."
+            )
         if self.task in FROM_FILES and self.path is None:
             raise ConfigError(f"task={self.task.name} needs a file of examples. Give it: path=examples.jsonl.")
         if self.pseudo_likelihood and (self.task not in FROM_FILES or self.task is Task.cloze):

@@ -67,7 +67,7 @@ def read_retrieval_set(path: str) -> RetrievalSet:
     """Return the set in a folder of BEIR's layout: queries.jsonl, corpus.jsonl, and qrels/test.tsv or qrels.tsv.
 
     Source: Thakur et al. 2021, https://arxiv.org/abs/2104.08663. Raises DataError for a missing file or key, and for a
-    relevance that names no query or passage of the set.
+    relevance that names no query or passage of the set. Of a passage the title alone may be there, as in TREC-COVID.
     """
     folder = Path(path)
     queries, corpus = _texts(folder / "queries.jsonl"), _texts(folder / "corpus.jsonl")
@@ -77,12 +77,12 @@ def read_retrieval_set(path: str) -> RetrievalSet:
     relevance = defaultdict[str, dict[str, int]](dict)
     for origin, row in _table(table, ("query-id", "corpus-id", "score")):
         query, passage, score = row["query-id"], row["corpus-id"], row["score"]
-        if query not in queries or passage not in corpus or not score.isdecimal():
+        if query not in queries or passage not in corpus or not score.removeprefix("-").isdecimal():
             raise DataError(
                 f"{origin} names query {query!a} and passage {passage!a} with score {score!a}: both must be in "
-                "queries.jsonl and corpus.jsonl, and the score a whole number from 0."
+                "queries.jsonl and corpus.jsonl, and the score a whole number."
             )
-        if int(score):
+        if int(score) > 0:  # TREC-COVID has -1, too, which trec_eval reads as 0
             relevance[query][passage] = int(score)
     if not relevance:
         raise DataError(f"{printable(str(table))} has no relevant passage of any query, so there is nothing to find.")
@@ -109,15 +109,20 @@ def retrieval_metrics(embed: Embed, examples: RetrievalSet) -> dict[str, float]:
     """Return nDCG@10, recall@10 and recall@100, means over the queries that have a relevant passage.
 
     nDCG discounts a passage's relevance by log2(1 + its rank), as trec_eval does; passages of equal similarity rank as
-    in the corpus.
+    in the corpus. A query that stands in the corpus under its own id, as in ArguAna and Quora, does not find itself;
+    BEIR leaves out every passage with the id of the query.
     """
     passages = list(examples.corpus)
+    numbers = {name: number for number, name in enumerate(passages)}
     vectors = embed([examples.corpus[passage] for passage in passages])
     asked = list(examples.relevance)
     found = defaultdict[str, list[float]](list)
     for start in range(0, len(asked), _QUERIES_AT_ONCE):
         names = asked[start : start + _QUERIES_AT_ONCE]
         similarity = embed([examples.queries[name] for name in names]) @ vectors.T
+        for row, name in enumerate(names):
+            if _holds_query(examples, name):
+                similarity[row, numbers[name]] = -torch.inf
         ranked = similarity.argsort(dim=-1, descending=True, stable=True)[:, :RECALL_CUTOFF].tolist()
         for name, order in zip(names, ranked, strict=True):
             relevance = examples.relevance[name]
@@ -127,6 +132,12 @@ def retrieval_metrics(embed: Embed, examples: RetrievalSet) -> dict[str, float]:
                 found[f"recall@{cutoff}"].append(sum(gain > 0 for gain in gains[:cutoff]) / len(relevance))
     means = {name: float(np.mean(values)) for name, values in found.items()}
     return means | {"queries": len(asked), "passages": len(passages)}
+
+
+def _holds_query(examples: RetrievalSet, name: str) -> bool:
+    """Return whether the passage with the id of a query has the query's text, and does not count as its answer."""
+    query, passage = (" ".join(texts.get(name, "").split()) for texts in (examples.queries, examples.corpus))
+    return query in passage and name not in examples.relevance[name]
 
 
 def ndcg(gains: Sequence[int], relevance: Mapping[str, int]) -> float:
@@ -165,7 +176,7 @@ def _texts(path: Path) -> dict[str, str]:
             for origin, record in json_lines(file, printable(str(path))):
                 if not isinstance(record, dict) or not _is_text(record):
                     raise DataError(f'{origin} is no object like {{"_id": "1", "text": "..."}}. Correct the line.')
-                texts[record["_id"]] = f"{record.get('title') or ''} {record['text']}".strip()
+                texts[record["_id"]] = _with_title(record)
     except OSError as error:
         raise DataError(f"{printable(str(path))} cannot be read: {error.strerror}.") from error
     if not texts:
@@ -178,9 +189,13 @@ def _is_text(record: Mapping[str, Any]) -> bool:
     return (
         isinstance(record.get("_id"), str)
         and isinstance(record.get("text"), str)
-        and bool(record["text"].strip())
         and (title is None or isinstance(title, str))
+        and bool(_with_title(record))
     )
+
+
+def _with_title(record: Mapping[str, Any]) -> str:
+    return f"{record.get('title') or ''} {record['text']}".strip()
 
 
 def score_embeddings(embed: Embed, examples: SentencePairs | RetrievalSet) -> dict[str, float]:

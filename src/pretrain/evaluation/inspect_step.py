@@ -74,7 +74,8 @@ def rows_of_step(run_folder: str | Path, step: int) -> Iterator[InspectedRow]:
         raise ConfigError(f"step={step} reads text that the stream has not produced yet. Try a step of the past.")
     tokenizer = prepared.tokenizer
     for sample, row in zip(samples.tolist(), stream.row_origins(samples), strict=True):
-        targets = row.stream.read(np.array([row.row])).next_tokens[0] if config.data.annotated else None
+        annotated = row.stream.store.annotations is not None  # of a mixture, some sources
+        targets = row.stream.read(np.array([row.row])).next_tokens[0] if annotated else None
         pieces, begin = list[InspectedPiece](), 0
         for document, name, offset, tokens in row.pieces():
             part = [] if targets is None else targets[begin : begin + len(tokens)].tolist()

@@ -57,11 +57,8 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     if config.task is Task.documents:
         return score_documents(config, path)
     started_s = time.perf_counter()
-    if config.pseudo_likelihood and folder.objective.causal and not folder.objective.fills_masks:
-        raise ConfigError(
-            f"pseudo_likelihood=true hides tokens, and checkpoint={path} has not learned to fill masks. Leave it out; "
-            "a model of objective=hybrid can be scored in both ways."
-        )
+    if config.pseudo_likelihood:
+        _check_fills_masks(path, folder)
     left_to_right = folder.objective.causal and not config.pseudo_likelihood
     examples = None
     if config.task in FROM_FILES and config.path is not None:  # before the weights, so that a wrong file fails at once
@@ -99,6 +96,21 @@ def _check_predicts_tokens(config: EvalConfig, path: str | Path, folder: ModelFo
         )
     if folder.objective.n_labels is not None:
         raise ConfigError(f"checkpoint={path} {_with_head(folder)}(...).")
+
+
+def _check_fills_masks(path: str | Path, folder: ModelFolder) -> None:
+    """Raise ConfigError for a model that has no pseudo-likelihoods."""
+    objective = folder.objective
+    if objective.causal and not objective.fills_masks:
+        raise ConfigError(
+            f"pseudo_likelihood=true hides tokens, and checkpoint={path} has not learned to fill masks. Leave it out; "
+            "a model of objective=hybrid can be scored in both ways."
+        )
+    if objective.shift_targets and not objective.causal:
+        raise ConfigError(
+            f"pseudo_likelihood=true reads each prediction at the masked token, and checkpoint={path} was trained with "
+            "objective.shift=true. Leave it out, for scores by its bound."
+        )
 
 
 def _with_head(folder: ModelFolder) -> str:
@@ -147,7 +159,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     folder = open_model(path, config.weights)
     tokenizer, seed = folder.tokenizer, folder.run.seed if folder.run else 0
     model, objective = _model(config, folder), folder.objective.build(tokenizer, seed)
-    packing = folder.run.data if folder.run else DataConfig()
+    packing = _packing(config, folder.run)
     counts, scored = Counter[str](), list[ScoredPart]()
     source_counts: dict[str, int] = {}
     for source, store in _stores(config, folder).items():
@@ -324,6 +336,16 @@ def _run_of(folder: ModelFolder, remedy: str) -> RunConfig:
     if folder.run is None:
         raise DataError(f"{folder.folder} was not trained here, so its documents are unknown. {remedy}")
     return folder.run
+
+
+def _packing(config: EvalConfig, run: RunConfig | None) -> DataConfig:
+    """Return the settings by which documents are packed: the run's own, which a model trained on pairs has for pairs.
+
+    They read the beginning of a long document alone; of other files its base would be scored on all of it.
+    """
+    if run is None or (config.path is not None and any(part.annotated for part in run.data.parts().values())):
+        return DataConfig()
+    return run.data
 
 
 def _prepared(config: EvalConfig, run: RunConfig) -> Prepared:

@@ -17,6 +17,7 @@ from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.streaming.dataset import ALL, StreamingDataset
 from pretrain.data.streaming.read_ahead import ReadAhead, ReadAheadJob
 from pretrain.data.train_stream import bits_per_byte_of_a_nat
+from pretrain.errors import ConfigError
 from pretrain.interop.load import build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype
 from pretrain.launch.rank import log
@@ -186,9 +187,19 @@ def _build_model(text: StageText) -> LanguageModule:
     model = build_without_weights(config.model, config.objective, text.prepared.tokenizer)
     add_adapters(model, config.lora, trained_head(config))
     freeze_unused(config, model)
-    check_supported(config, model)
+    _check_stages(text, model)
     check_disk_space(text.run_plan.folder, saved_numbers(model, config))
     return model
+
+
+def _check_stages(text: StageText, model: LanguageModule) -> None:
+    """Raise ConfigError for a stage whose objective the tokenizer or the model cannot follow, before the first step."""
+    for stage in text.course.stages:
+        try:
+            stage.config.objective.build(text.prepared.tokenizer, stage.config.seed)
+            check_supported(stage.config, model)
+        except ConfigError as error:
+            raise ConfigError(f"in stages.{stage.name}: {error}" if stage.name else str(error)) from error
 
 
 def _build_module(text: StageText, model: LanguageModule) -> TrainingModule:
