@@ -16,13 +16,15 @@ goes on behind them. Needs accelerate.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -206,13 +208,26 @@ def trainer_row(cells: dict[str, dict[Cell, Future[dict[str, float]]]]) -> dict[
     return found
 
 
+def begin_job(threads: int) -> None:
+    """Make the process of a job ready: it has so many threads, and ends with the script, however that ends."""
+    torch.set_num_threads(threads)
+    script = parent_process()
+
+    def end_with_script() -> None:
+        if script is not None:
+            script.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_script, daemon=True).start()
+
+
 def fine_tune(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the rows of the table. The rates of transformers are those that held-out text chose for ours."""
     few = argparse.Namespace(**vars(arguments) | {"seeds": arguments.other_seeds or arguments.seeds})
     longest_first = sorted(arguments.tasks, key=lambda task: examples_of(arguments, task) or sys.maxsize, reverse=True)
     threads = max(1, torch.get_num_threads() // arguments.jobs)
     context = get_context("spawn")  # torch's threads do not survive a fork
-    pool = ProcessPoolExecutor(arguments.jobs, context, torch.set_num_threads, (threads,))
+    pool = ProcessPoolExecutor(arguments.jobs, context, begin_job, (threads,))
     try:
         ours = {task: pool.submit(of_pretrain, arguments, arguments.base, task) for task in longest_first}
         floor, cells = {}, {}
