@@ -88,6 +88,16 @@ def test_the_shape_for_a_budget_has_about_the_optimal_parameters() -> None:
 
 
 @pytest.mark.slow
+def test_the_shape_for_a_budget_has_whole_heads() -> None:
+    """Heads of 64 channels divide no 224: such a width ended the command after the whole ladder was trained."""
+    config = scale("model=gpt_small", "optimizer=adamw")
+    sizes = [LadderSize(4, 256), LadderSize(8, 512), LadderSize(12, 768)]
+    for wanted in (2e7, 1e8, 1e9):
+        size = size_for(config, sizes, Optimum(wanted, 1e9, 3.0), 50257)
+        assert parameters_of(config, size, 50257) == pytest.approx(wanted, rel=0.25)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "message"),
     [
