@@ -16,7 +16,7 @@ from pretrain.config.compose import compose, register_schemas
 from pretrain.config.registry import choices
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.planning.config import LadderSize, ScaleConfig
-from pretrain.planning.ladder import cell_of, cells_of, parameters_of, size_for, with_size
+from pretrain.planning.ladder import Cell, cell_of, cells_of, parameters_of, size_for, with_size
 from pretrain.planning.scaling import Optimum
 from pretrain.planning.scaling_fit import Point, Range, fit_law
 from pretrain.reports.scale import HeldOut, Ladder, LadderRun, Recommended, in_words, scale_page
@@ -156,6 +156,19 @@ def test_a_folder_that_cannot_be_made_is_refused_before_a_run(tmp_path: Path) ->
     for folder in ("file", "file/below"):
         with pytest.raises(ConfigError, match=r"ladder\.output=.*file.* cannot be written: .*Try ladder\.output=logs/"):
             Scaling(scale(f"ladder.output={tmp_path / folder}"), []).answer()
+
+
+@pytest.mark.slow
+def test_a_held_out_size_that_cannot_be_is_refused_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(scaling: Scaling, part: str, cells: list[Cell]) -> list[Path]:
+        raise AssertionError("a run was started")
+
+    monkeypatch.setattr(Scaling, "train", train)
+    words = ["model=gpt_small", "optimizer=adamw", "ladder.held_out=6x416", f"ladder.output={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"model\.d_model=416 does not split into model\.n_heads=12 equal heads"):
+        Scaling(scale(*words), words).answer()
 
 
 def test_a_damaged_prediction_is_refused(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class Scaling:
         """Train what is missing, fit, and return what came of it. Raises the errors of the runs."""
         config, settings = self.config, self.config.ladder
         cells = cells_of(config, self.typed)
+        larger = self._held_out_cell()  # here: a wrong one is refused before the first run
         with self.writes():
             self.folder.mkdir(parents=True, exist_ok=True)
         runs = [run for cell, folder in zip(cells, self.train("ladder", cells), strict=True)
@@ -84,7 +85,7 @@ class Scaling:
         points = [Point(run.parameters, run.tokens, run.loss) for run in runs]
         fit = fit_law(points, settings.confidence, settings.samples)
         vocab_size = Tokenizer.load(open_checkpoint(Path(runs[0].folder)).tokenizer_folder).vocab_size
-        held_out = self._held_out(fit, vocab_size, cells) if settings.held_out else None
+        held_out = self._held_out(fit, vocab_size, cells, larger) if larger else None
         return Ladder(config.objective.kind, runs, fit, held_out, self._recommended(fit, runs, vocab_size))
 
     @contextmanager
@@ -131,17 +132,22 @@ class Scaling:
             )
         return LadderRun(str(cell.size), cell.steps, report.parameters, float(report.tokens_seen), loss, str(folder))
 
-    def _held_out(self, fit: Fit, vocab_size: int, cells: list[Cell]) -> HeldOut:
-        """Predict the held-out run in a file, unless an earlier start did, then train it."""
+    def _held_out_cell(self) -> Cell | None:
+        """Return the held-out run; None without one. Raises ConfigError for a size that the model cannot have."""
         settings = self.config.ladder
-        size = LadderSize.read(str(settings.held_out))
-        cell = cell_of(self.config, size, settings.held_out_tokens or 2 * max(settings.tokens), self.typed)
+        if settings.held_out is None:
+            return None
+        tokens = settings.held_out_tokens or 2 * max(settings.tokens)
+        return cell_of(self.config, LadderSize.read(settings.held_out), tokens, self.typed)
+
+    def _held_out(self, fit: Fit, vocab_size: int, cells: list[Cell], cell: Cell) -> HeldOut:
+        """Predict the held-out run in a file, unless an earlier start did, then train it."""
         path = self.folder / PREDICTION
         prediction = _read_prediction(path)
         fitted_to = [" ".join(words) for words in (self.run_words, *(each.words for each in cells))]
         if prediction is None or (prediction.name, prediction.fitted_to) != (cell.name, fitted_to):
             tokens = float(self.config.batch_sizes().tokens(cell.steps))
-            parameters = parameters_of(self.config, size, vocab_size)
+            parameters = parameters_of(self.config, cell.size, vocab_size)
             expected = fit.predict(parameters, tokens)
             now = time.time()
             prediction = Prediction(
