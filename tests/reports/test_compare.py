@@ -108,6 +108,8 @@ def test_seeds_are_grouped_and_tested(sides: list[str]) -> None:
     assert "better, -0.0108 (95% interval -0.0188 to -0.0029, p = 0.017, 4 and 3 runs)" in verdict(found, new)
     strict = compared(sides, confidence=0.99)
     assert "no difference shown" in verdict(strict, strict.groups[1])
+    stricter = compared(sides, confidence=0.999)
+    assert "(99.9% interval " in verdict(stricter, stricter.groups[1])  # not 100%
     assert strict.target == max(OLD)
     assert strict.groups[0].mean_to_target("step") == 30.0  # the worst final value is met by all
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pretrain.errors import CheckpointError
 from pretrain.files.atomic_files import write_atomically
-from pretrain.planning.units import count, duration
+from pretrain.planning.units import count, duration, percent
 from pretrain.reports.chart import COLORS, Line, Look
 from pretrain.reports.compare import CompareOptions, Comparison, GroupOutcome, compare
 from pretrain.reports.groups import Curves, Group, as_json, read_groups
@@ -56,9 +56,8 @@ def verdict(comparison: Comparison, group: GroupOutcome) -> str:
         word = "better" if better else "worse"
         return f"{group.name}: {difference.value:+.4f} against {baseline.name}, {word} in {seeds}; not tested"
     low, high = difference.interval
-    shown = (
-        f"{difference.value:+.4f} ({comparison.confidence:.0%} interval {low:+.4f} to {high:+.4f}, {_p(difference.p)}"
-    )
+    interval = f"{percent(comparison.confidence)} interval {low:+.4f} to {high:+.4f}"
+    shown = f"{difference.value:+.4f} ({interval}, {_p(difference.p)}"
     several = f", {_p(group.p_holm)} of all comparisons" if len(comparison.groups) > 2 and group.p_holm else ""
     p = difference.p if group.p_holm is None else group.p_holm
     word = ("better" if better else "worse") if p < 1 - comparison.confidence else "no difference shown"
@@ -93,7 +92,7 @@ def in_words(comparison: Comparison) -> str:
 def _heads(comparison: Comparison) -> list[str]:
     target = f"{comparison.target:.4g}"
     return [
-        "group", "runs", "mean", f"{comparison.confidence:.0%} interval", "difference", "p",
+        "group", "runs", "mean", f"{percent(comparison.confidence)} interval", "difference", "p",
         f"steps to {target}", "tokens", "seconds",
     ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pretrain.planning.scaling import MAX_USEFUL_EPOCHS
 from pretrain.planning.scaling_fit import Fit, Range
-from pretrain.planning.units import count
+from pretrain.planning.units import count, percent
 from pretrain.reports.chart import COLORS, Line, Look
 from pretrain.reports.page import Page, card, code, escaped, grid, number, table, verbatim
 from pretrain.reports.run import in_both_widths
@@ -156,7 +156,7 @@ def in_words(ladder: Ladder) -> str:
         f"  {run.size:<8} {count(run.parameters):>9} parameters {count(run.tokens):>9} tokens   loss {run.loss:.4f}, "
         f"fitted {fit.law.loss(run.parameters, run.tokens):.4f}" for run in ladder.runs
     )]  # fmt: skip
-    lines += ["", f"L(N, D) = E + A / N^alpha + B / D^beta, with intervals of {fit.confidence:.0%}"]
+    lines += ["", f"L(N, D) = E + A / N^alpha + B / D^beta, with intervals of {percent(fit.confidence)}"]
     lines += [f"  {name:<6}{_range(value)}" for name, value in fit.constants().items()]
     if ladder.held_out is not None:
         lines += ["", _about_held_out(ladder.held_out)]
@@ -236,7 +236,7 @@ def _law(ladder: Ladder) -> str:
         [name, number(f"{value.value:.4g}"), number(f"{value.low:.4g} to {value.high:.4g}")]
         for name, value in ladder.fit.constants().items()
     ]
-    constants = table(["constant", "value", f"interval of {ladder.fit.confidence:.0%}"], rows)
+    constants = table(["constant", "value", f"interval of {percent(ladder.fit.confidence)}"], rows)
     lines = [_about_held_out(ladder.held_out)] if ladder.held_out else []
     checks = "".join(f"<p>{escaped(line)}</p>" for line in [*lines, *notes(ladder)])
     return grid([card(constants, heading="Constants"), card(checks, heading="How far to trust it")], "two")
