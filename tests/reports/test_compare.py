@@ -13,7 +13,7 @@ from pretrain.config.command_line import as_list
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.reports import groups
 from pretrain.reports import sweep as sweep_reports
-from pretrain.reports.compare import CompareOptions, Comparison, compare, rises
+from pretrain.reports.compare import CompareOptions, Comparison, compare, is_loud, rises
 from pretrain.reports.comparison_page import in_words, verdict, write_comparison
 from pretrain.reports.groups import Curves, read_groups
 from pretrain.reports.significance import holm, interval_of_mean, quantile, two_sided, welch
@@ -177,6 +177,11 @@ def test_a_diverged_run_is_left_out_loudly_and_never_the_best(tmp_path: Path) ->
     assert [group.mean for group in found.groups] == [2.9, 3.0]
     assert found.warnings[0].startswith("1 OF 2 RUNS OF ")
     assert f"DIVERGED ({bad})" in found.warnings[0]
+    assert "WARNING: 1 OF 2 RUNS OF " in in_words(found)
+    assert [is_loud(line) for line in found.warnings] == [True, False]  # the other: single runs have no interval
+    same = compared([str(write_run(tmp_path / name, [4.0, 2.9], seed=1, x=name)) for name in "ab"])
+    assert "+0.0000 against" in verdict(same, same.groups[1])
+    assert ", equal in 1 and 1 runs; not tested" in verdict(same, same.groups[1])
     with pytest.raises(ConfigError, match=r"s0 has diverged, its val/loss is no number, and .* has no other run"):
         compared([str(old), str(bad)])
     sweep = read_sweep(tmp_path / "new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -106,6 +107,11 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
     warnings += [*diverged, *_unequal(found), *left_out]
     settings, environment = differing(groups), differing_environments(groups)
     return Comparison(metric, falls, options.confidence, target, found, settings, environment, warnings)
+
+
+def is_loud(warning: str) -> bool:
+    """Return whether a warning begins in capitals: figures mislead. Others are notes."""
+    return re.match(r"(THE|[0-9]+ OF) [A-Z0-9]+ ", warning) is not None
 
 
 def rises(metric: str) -> bool:
