@@ -191,6 +191,19 @@ def test_a_diverged_run_is_left_out_loudly_and_never_the_best(tmp_path: Path) ->
     assert compared([str(old), str(bad)]).groups[1].mean == 2.0  # it has gone on since
 
 
+def test_a_finished_run_that_goes_on_counts_as_far_as_it_is(tmp_path: Path) -> None:
+    done = write_run(tmp_path / "done", [4.0, 3.0], optimizer={"learning_rate": 0.01})
+    longer = write_run(tmp_path / "longer", [4.0, 3.0, 2.5], optimizer={"learning_rate": 0.02})
+    report = json.loads((longer / "report.json").read_text())
+    (longer / "report.json").write_text(json.dumps(report | {"steps": 20, "validation": {"val/loss": 3.0}}))
+    found = compared([str(done), str(longer)])
+    (run,) = found.groups[1].runs
+    assert (run.final, run.steps, run.tokens, run.finished) == (2.5, 30, 3000.0, False)
+    assert found.groups[0].runs[0].finished
+    assert any("differ in length, from 2 k to 3 k tokens" in line for line in found.warnings)
+    assert any(line.startswith(f"1 runs have not finished, {longer}") for line in found.warnings)
+
+
 def test_a_job_that_failed_on_its_way_is_never_the_best(tmp_path: Path) -> None:
     for name, losses in (("a", [4.0, 3.0]), ("b", [2.0]), ("c", [2.5])):
         write_run(tmp_path / name, losses)
