@@ -260,6 +260,24 @@ def test_runs_on_different_text_compare_on_one_validation_text(tmp_path: Path) -
     assert not any("TEXT" in line for line in compared([str(tmp_path / "one"), str(tmp_path / "two")]).warnings)
 
 
+def test_runs_without_checkpoints_compare_with_those_that_have_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoints of one run were deleted to save space: its tokenizer and its text are still the same."""
+    paths = [write_run(tmp_path / name, [3.0], x=name, data={"path": "one.txt"}) for name in "abc"]
+    for path in paths[1:]:
+        (path / "checkpoints" / "step-00000010").mkdir(parents=True)
+    progress = {path: {"tokenizer_fingerprint": "t", "data_fingerprint": "d"} for path in paths}
+    monkeypatch.setattr(groups, "read_manifest", lambda folder: {"progress": progress[folder.parent.parent]})
+    found = compared([str(path) for path in paths])
+    assert found.metric == "val/loss"
+    assert not any("DIFFER" in line for line in found.warnings)
+    progress[paths[1]]["data_fingerprint"] = "other"
+    assert any(line.startswith("THE TEXT DIFFERS") for line in compared([str(path) for path in paths[1:]]).warnings)
+    progress[paths[1]]["tokenizer_fingerprint"] = "other"
+    assert compared([str(path) for path in paths]).warnings[0].startswith("THE TOKENIZERS DIFFER")
+
+
 def test_wrong_words_are_refused(tmp_path: Path, sides: list[str]) -> None:
     with pytest.raises(
         ConfigError, match=r"metric=val/f2 is missing in .*s0 and 6 more\. All runs have: val/bits_per_"

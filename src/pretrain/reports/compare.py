@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import Any
 
 from pretrain.errors import ConfigError
 from pretrain.planning.units import count
@@ -146,11 +147,11 @@ def _without_diverged(groups: Sequence[Group], metric: str) -> tuple[list[Group]
 def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
     """Return the metric to compare by, and warnings about what makes it unfair."""
     members = [member for group in groups for member in group.members]
-    tokenizers, objectives = ({each(member) for member in members} for each in (_tokenizer, _objective))
-    texts = {_text(member, one_tokenizer=len(tokenizers) == 1) for member in members}
+    tokenizers_differ, objectives = _tokenizers_differ(members), {_objective(member) for member in members}
+    texts = _texts(members, one_tokenizer=not tokenizers_differ)
     warnings = []
     metric = "val/loss" if asked == "auto" else asked
-    if len(tokenizers) > 1:
+    if tokenizers_differ:
         per_byte = next(
             (name for name in _PER_BYTE if all(member.run.latest(name) is not None for member in members)), ""
         )
@@ -183,25 +184,34 @@ def _reported(member: Member) -> list[str]:
     return [name for name, value in (member.run.report.validation if member.run.report else {}).items() if value]
 
 
-def _tokenizer(member: Member) -> str:
-    """Return what identifies the tokenizer of a run: its fingerprint, or its settings where no checkpoint is left."""
-    settings = [f"{key}={value}" for key, value in member.settings.items() if key.startswith("tokenizer.")]
-    return str(member.identity.get("tokenizer_fingerprint") or " ".join(settings))
+def _tokenizers_differ(members: Sequence[Member]) -> bool:
+    """Return whether tokenizers differ by their fingerprints, or by settings where a run has no checkpoint left."""
+    fingerprints = [member.identity.get("tokenizer_fingerprint") for member in members]
+    settings = {
+        repr([each for each in member.settings.items() if each[0].startswith("tokenizer.")]) for member in members
+    }
+    return len({*fingerprints} - {None}) > 1 or (None in fingerprints and len(settings) > 1)
 
 
-def _text(member: Member, *, one_tokenizer: bool) -> str:
-    """Return what identifies the text of a run, that held out of it included.
+def _texts(members: Sequence[Member], *, one_tokenizer: bool) -> set[str]:
+    """Return what identifies the texts of the runs, that held out of them included, each text once.
 
-    That is `data.validation_path`, or the fingerprint of the text that it was held out of; under several tokenizers
-    the sizes of its sources, as the fingerprint is one of tokens.
+    That is `data.validation_path`, or the text that it was held out of, by what all runs have left: its fingerprint,
+    of tokens and so of one tokenizer alone, the sizes of its sources, or the settings.
     """
-    names = ("validation_path", "validation_fraction", "max_validation_rows")
-    held_out = [member.settings.get(f"data.{name}", "") for name in names]
-    if held_out[0] not in ("", "null"):  # of its own, whatever is trained on
-        return repr(held_out)
-    settings = [value for key, value in member.settings.items() if key in ("data.kind", "data.path")]
-    fingerprint = member.identity.get("data_fingerprint") if one_tokenizer else None
-    return repr((fingerprint or member.text() or settings, held_out))
+    fingerprints = [member.identity.get("data_fingerprint") if one_tokenizer else None for member in members]
+    sizes: list[Any] = [member.text() for member in members]
+    settings = [
+        [value for key, value in each.settings.items() if key in ("data.kind", "data.path")] for each in members
+    ]
+    read = fingerprints if all(fingerprints) else sizes if all(sizes) else settings
+    found = set()
+    for member, text in zip(members, read, strict=True):
+        names = ("validation_path", "validation_fraction", "max_validation_rows")
+        held_out = [member.settings.get(f"data.{name}", "") for name in names]
+        is_own = held_out[0] not in ("", "null")  # whatever is trained on
+        found.add(repr(held_out) if is_own else repr((text, held_out)))
+    return found
 
 
 def _objective(member: Member) -> str:
