@@ -157,6 +157,11 @@ def test_what_makes_figures_unfair_is_said_loudly(tmp_path: Path) -> None:
     assert found.warnings[0].startswith("THE TOKENIZERS DIFFER: ")
     assert "WARNING: THE TOKENIZERS DIFFER" in in_words(found)
     assert "compare them by metric=val/bits_per_byte" in compared([str(a), str(b)], metric="val/loss").warnings[0]
+    bad = write_run(tmp_path / "bad", [4.0], seed=1, data={"path": "one.txt"})
+    report = json.loads((bad / "report.json").read_text())
+    diverged = {"val/loss": None, "val/bits_per_byte": None}
+    (bad / "report.json").write_text(json.dumps(report | {"validation": diverged}))
+    assert compared([str(a), str(b), str(bad)]).metric == "val/bits_per_byte"  # one that diverged changes nothing
     found = compared([str(a), str(c)])
     assert [line.partition(":")[0].partition(" (")[0] for line in found.warnings[:2]] == [
         "THE TEXT DIFFERS",

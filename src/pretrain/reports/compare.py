@@ -152,9 +152,7 @@ def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
     warnings = []
     metric = "val/loss" if asked == "auto" else asked
     if tokenizers_differ:
-        per_byte = next(
-            (name for name in _PER_BYTE if all(member.run.latest(name) is not None for member in members)), ""
-        )
+        per_byte = next((name for name in _PER_BYTE if all(_has(member, name) for member in members)), "")
         if asked == "auto" and per_byte:
             metric = per_byte
         advice = f"{metric} is compared" if metric in _PER_BYTE else "compare them by metric=val/bits_per_byte"
@@ -169,7 +167,7 @@ def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
             f"THE OBJECTIVES DIFFER ({', '.join(sorted(objectives))}): a causal loss, a masked one and the bound of a "
             "diffusion are of different tasks."
         )
-    lacking = [str(m.run.folder) for m in members if m.run.latest(metric) is None and not m.run.has_diverged(metric)]
+    lacking = [str(member.run.folder) for member in members if not _has(member, metric)]
     if lacking:
         known = sorted(set.intersection(*({*m.run.curves, *_reported(m)} for m in members)))
         known = [name for name in known if name.startswith(("val/", "train/loss", "eval/", "ema/"))]
@@ -178,6 +176,11 @@ def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
             + (f"All runs have: {', '.join(known)}." if known else "There is none that all runs have.")
         )
     return metric, warnings
+
+
+def _has(member: Member, metric: str) -> bool:
+    """Return whether a run has measured a metric, or has diverged."""
+    return member.run.latest(metric) is not None or member.run.has_diverged(metric)
 
 
 def _reported(member: Member) -> list[str]:
