@@ -13,6 +13,7 @@ from test_scaling_fit import PLANTED, ladder
 
 from pretrain.commands.scale import Prediction, Scaling, _read_prediction
 from pretrain.config.compose import compose, register_schemas
+from pretrain.config.preset_folders import begins_with, use_configs
 from pretrain.config.registry import choices
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.planning.config import LadderSize, ScaleConfig
@@ -169,6 +170,24 @@ def test_a_held_out_size_that_cannot_be_is_refused_before_a_run(
     words = ["model=gpt_small", "optimizer=adamw", "ladder.held_out=6x416", f"ladder.output={tmp_path}"]
     with pytest.raises(ConfigError, match=r"model\.d_model=416 does not split into model\.n_heads=12 equal heads"):
         Scaling(scale(*words), words).answer()
+
+
+@pytest.mark.slow
+def test_a_config_that_the_runs_cannot_read_is_refused_before_a_run(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("defaults: [scale, _self_]\nladder: {samples: 10}\n")
+    (tmp_path / "my_scale.yaml").write_text("defaults: [base, _self_]\n")
+    (tmp_path / "my_run.yaml").write_text("defaults: [train, _self_]\n")
+    use_configs(str(tmp_path), "my_scale")
+    try:
+        config = scale(f"ladder.output={tmp_path / 'output'}")
+        with pytest.raises(
+            ConfigError, match=r"--config-name my_scale begins with scale, and the runs .* Let it begin"
+        ):
+            Scaling(config, ["--config-dir", str(tmp_path), "--config-name", "my_scale"]).answer()
+        assert not begins_with("my_run", "scale")
+    finally:
+        use_configs(None, "scale")
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_damaged_prediction_is_refused(tmp_path: Path) -> None:

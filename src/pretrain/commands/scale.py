@@ -21,6 +21,7 @@ from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.command_line import is_hydras, parse
 from pretrain.config.launcher import signals_passed_on
 from pretrain.config.overrides import quoted
+from pretrain.config.preset_folders import begins_with
 from pretrain.config.sweep import JobError
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, ConfigError, Interrupted, printable
@@ -64,7 +65,7 @@ class Scaling:
         name = config.name or "run"
         self.folder = Path(config.ladder.output or Path(config.paths.logs_dir) / "scale" / name).expanduser()
         given = parse(words)
-        self.flags = given.where()
+        self.flags, self.config_name = given.where(), given.config_name
         keys = [word.partition("=")[0].lstrip("+") for word in given.overrides]
         pairs = list(zip(keys, given.overrides, strict=True))
         self.run_words = [
@@ -76,6 +77,7 @@ class Scaling:
     def answer(self) -> Ladder:
         """Train what is missing, fit, and return what came of it. Raises the errors of the runs."""
         config, settings = self.config, self.config.ladder
+        self._refuse_config_of_scale()
         cells = cells_of(config, self.typed)
         larger = self._held_out_cell()  # here: a wrong one is refused before the first run
         with self.writes():
@@ -87,6 +89,15 @@ class Scaling:
         vocab_size = Tokenizer.load(open_checkpoint(Path(runs[0].folder)).tokenizer_folder).vocab_size
         held_out = self._held_out(fit, vocab_size, cells, larger) if larger else None
         return Ladder(config.objective.kind, runs, fit, held_out, self._recommended(fit, runs, vocab_size))
+
+    def _refuse_config_of_scale(self) -> None:
+        """Raise ConfigError for a primary config that the runs, which are of train, cannot read."""
+        if self.config_name is not None and begins_with(self.config_name, "scale"):
+            raise ConfigError(
+                f"--config-name {self.config_name} begins with scale, and the runs of the ladder, which are of train, "
+                "read it as well. Let it begin with train, defaults: [train, _self_], and type what is of the ladder: "
+                "ladder.sizes=[2x64,4x128]."
+            )
 
     @contextmanager
     def writes(self) -> Iterator[None]:
