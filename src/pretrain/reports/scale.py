@@ -103,7 +103,7 @@ def notes(ladder: Ladder) -> list[str]:
             "train a larger ladder"
         )
     if found.optimal_parameters.high > _WIDE * found.optimal_parameters.low:
-        lines.append("the best size is hardly known: its interval is wide. Add sizes, lengths or seeds to the ladder")
+        lines.append("the best size is hardly known: its interval is wide. Add sizes or lengths to the ladder")
     constants = ladder.fit.constants()
     if constants["alpha"].low == constants["alpha"].high:
         lines.append("the runs are too few to fit the exponents: those of Hoffmann et al. 2022 are taken")
