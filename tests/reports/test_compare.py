@@ -133,6 +133,20 @@ def test_single_runs_of_one_setting_are_a_group_unless_their_seeds_are_equal(tmp
     assert len(read_groups([paths[0], paths[0]])[0]) == 1  # the same run twice is one run
 
 
+def test_runs_of_an_earlier_sweep_in_the_folder_are_left_out_with_a_word(tmp_path: Path) -> None:
+    for name, rate in (("old", 0.1), ("new", 0.2), ("newer", 0.4)):
+        write_run(tmp_path / name, [rate], optimizer={"learning_rate": rate})
+    write_record(tmp_path, [SweptJob("new", ["optimizer.learning_rate=0.2"], 0), SweptJob("newer", [], 0)])
+    found = compared([str(tmp_path)])
+    assert len(found.groups) == 2
+    line = f"{tmp_path} holds 1 runs beside those of its newest sweep, which are left out: name their folders"
+    assert line in found.warnings
+    assert line not in compared([str(tmp_path / name) for name in ("old", "new")]).warnings
+    write_record(tmp_path, [SweptJob("new", [], 0)])
+    with pytest.raises(ConfigError, match=r"a comparison takes two\. .* holds 2 runs beside those of its newest sweep"):
+        compared([str(tmp_path)])
+
+
 def test_a_folder_of_several_experiments_is_split(tmp_path: Path) -> None:
     for rate in (0.1, 0.2, 0.4):
         for seed in (0, 1):

@@ -84,6 +84,7 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
         raise ConfigError(
             f"runs: {runs} of one experiment, and a comparison takes two. Name another run or folder of runs: "
             "runs=[logs/a,logs/b]; runs that differ only in their seed are one experiment."
+            + "".join(f" {line}." for line in left_out)
         )
     metric, warnings = _metric(groups, options.metric)
     groups, diverged = _without_diverged(groups, metric)
