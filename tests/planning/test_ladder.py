@@ -18,9 +18,9 @@ from pretrain.config.registry import choices
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.planning.config import LadderSize, ScaleConfig
 from pretrain.planning.ladder import Cell, cell_of, cells_of, parameters_of, size_for, with_size
-from pretrain.planning.scaling import Optimum
+from pretrain.planning.scaling import Optimum, ScalingLaw
 from pretrain.planning.scaling_fit import Point, Range, fit_law
-from pretrain.reports.scale import HeldOut, Ladder, LadderRun, Recommended, in_words, scale_page
+from pretrain.reports.scale import HeldOut, Ladder, LadderRun, Recommended, in_words, notes, scale_page
 
 
 @pytest.fixture(autouse=True)
@@ -252,6 +252,17 @@ def test_runs_that_did_not_learn_are_named() -> None:
     alike = [Point(n, d, 2.0 + 4e7 / n**1.4 + 20 / d**0.2) for n in (2e5, 4e5, 8e5, 1.6e6) for d in (1e6, 2e6, 4e6)]
     words = in_words(replace(found, fit=fit_law(alike, samples=10)))
     assert "note: alpha is 1.4, and published laws have about 0.3: the smallest models may hardly have begun" in words
+
+
+@pytest.mark.parametrize(("of_parameters", "of_tokens", "cause"), [(1e-14, 9.0, "sizes"), (9.0, 1e-14, "lengths")])
+def test_a_law_without_a_best_size_is_called_one(of_parameters: float, of_tokens: float, cause: str) -> None:
+    law, budget = ScalingLaw("flat", 1.0, of_parameters, of_tokens, 0.34, 0.28), 1e10
+    optimal = Range(law.optimum(budget).parameters, 1.0, 1.0)
+    found = whole_ladder()
+    assert not [line for line in notes(found) if "no best size" in line]
+    recommended = replace(found.recommended, budget=budget, optimal_parameters=optimal)
+    line = f"the law sees no gain in other {cause}, so that it has no best size"
+    assert [each for each in notes(replace(found, recommended=recommended)) if each.startswith(line)]
 
 
 @pytest.mark.slow

@@ -104,6 +104,7 @@ def notes(ladder: Ladder) -> list[str]:
         )
     if found.optimal_parameters.high > _WIDE * found.optimal_parameters.low:
         lines.append("the best size is hardly known: its interval is wide. Add sizes or lengths to the ladder")
+    lines += _no_optimum(found)
     constants = ladder.fit.constants()
     if constants["alpha"].low == constants["alpha"].high:
         lines.append("the runs are too few to fit the exponents: those of Hoffmann et al. 2022 are taken")
@@ -121,6 +122,18 @@ def notes(ladder: Ladder) -> list[str]:
         "(Muennighoff et al. 2023)"
     )
     return lines
+
+
+def _no_optimum(found: Recommended) -> list[str]:
+    """Return a line where the law puts all operations into parameters, or all into tokens."""
+    parameters, most = found.optimal_parameters.value, found.budget / 6
+    if 1.0 < parameters < 0.999 * most:  # else it ends there: `ScalingLaw.optimum`
+        return []
+    cause = "sizes" if parameters <= 1.0 else "lengths"
+    return [
+        f"the law sees no gain in other {cause}, so that it has no best size, and the recommended one is a guess. "
+        "Try longer runs or a wider ladder"
+    ]
 
 
 def _steep_exponents(constants: dict[str, Range]) -> list[str]:
