@@ -13,13 +13,14 @@ from test_scaling_fit import PLANTED, ladder
 
 from pretrain.commands.scale import Prediction, Scaling, _read_prediction
 from pretrain.config.compose import compose, register_schemas
+from pretrain.config.preset_folders import begins_with, use_configs
 from pretrain.config.registry import choices
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.planning.config import LadderSize, ScaleConfig
-from pretrain.planning.ladder import cell_of, cells_of, parameters_of, size_for, with_size
-from pretrain.planning.scaling import Optimum
+from pretrain.planning.ladder import Cell, cell_of, cells_of, parameters_of, size_for, with_size
+from pretrain.planning.scaling import Optimum, ScalingLaw
 from pretrain.planning.scaling_fit import Point, Range, fit_law
-from pretrain.reports.scale import HeldOut, Ladder, LadderRun, Recommended, in_words, scale_page
+from pretrain.reports.scale import HeldOut, Ladder, LadderRun, Recommended, in_words, notes, scale_page
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,16 @@ def test_the_shape_for_a_budget_has_about_the_optimal_parameters() -> None:
 
 
 @pytest.mark.slow
+def test_the_shape_for_a_budget_has_whole_heads() -> None:
+    """Heads of 64 channels divide no 224: such a width ended the command after the whole ladder was trained."""
+    config = scale("model=gpt_small", "optimizer=adamw")
+    sizes = [LadderSize(4, 256), LadderSize(8, 512), LadderSize(12, 768)]
+    for wanted in (2e7, 1e8, 1e9):
+        size = size_for(config, sizes, Optimum(wanted, 1e9, 3.0), 50257)
+        assert parameters_of(config, size, 50257) == pytest.approx(wanted, rel=0.25)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -146,6 +157,37 @@ def test_a_folder_that_cannot_be_made_is_refused_before_a_run(tmp_path: Path) ->
     for folder in ("file", "file/below"):
         with pytest.raises(ConfigError, match=r"ladder\.output=.*file.* cannot be written: .*Try ladder\.output=logs/"):
             Scaling(scale(f"ladder.output={tmp_path / folder}"), []).answer()
+
+
+@pytest.mark.slow
+def test_a_held_out_size_that_cannot_be_is_refused_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(scaling: Scaling, part: str, cells: list[Cell]) -> list[Path]:
+        raise AssertionError("a run was started")
+
+    monkeypatch.setattr(Scaling, "train", train)
+    words = ["model=gpt_small", "optimizer=adamw", "ladder.held_out=6x416", f"ladder.output={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"model\.d_model=416 does not split into model\.n_heads=12 equal heads"):
+        Scaling(scale(*words), words).answer()
+
+
+@pytest.mark.slow
+def test_a_config_that_the_runs_cannot_read_is_refused_before_a_run(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("defaults: [scale, _self_]\nladder: {samples: 10}\n")
+    (tmp_path / "my_scale.yaml").write_text("defaults: [base, _self_]\n")
+    (tmp_path / "my_run.yaml").write_text("defaults: [train, _self_]\n")
+    use_configs(str(tmp_path), "my_scale")
+    try:
+        config = scale(f"ladder.output={tmp_path / 'output'}")
+        with pytest.raises(
+            ConfigError, match=r"--config-name my_scale begins with scale, and the runs .* Let it begin"
+        ):
+            Scaling(config, ["--config-dir", str(tmp_path), "--config-name", "my_scale"]).answer()
+        assert not begins_with("my_run", "scale")
+    finally:
+        use_configs(None, "scale")
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_damaged_prediction_is_refused(tmp_path: Path) -> None:
@@ -210,6 +252,17 @@ def test_runs_that_did_not_learn_are_named() -> None:
     alike = [Point(n, d, 2.0 + 4e7 / n**1.4 + 20 / d**0.2) for n in (2e5, 4e5, 8e5, 1.6e6) for d in (1e6, 2e6, 4e6)]
     words = in_words(replace(found, fit=fit_law(alike, samples=10)))
     assert "note: alpha is 1.4, and published laws have about 0.3: the smallest models may hardly have begun" in words
+
+
+@pytest.mark.parametrize(("of_parameters", "of_tokens", "cause"), [(1e-14, 9.0, "sizes"), (9.0, 1e-14, "lengths")])
+def test_a_law_without_a_best_size_is_called_one(of_parameters: float, of_tokens: float, cause: str) -> None:
+    law, budget = ScalingLaw("flat", 1.0, of_parameters, of_tokens, 0.34, 0.28), 1e10
+    optimal = Range(law.optimum(budget).parameters, 1.0, 1.0)
+    found = whole_ladder()
+    assert not [line for line in notes(found) if "no best size" in line]
+    recommended = replace(found.recommended, budget=budget, optimal_parameters=optimal)
+    line = f"the law sees no gain in other {cause}, so that it has no best size"
+    assert [each for each in notes(replace(found, recommended=recommended)) if each.startswith(line)]
 
 
 @pytest.mark.slow

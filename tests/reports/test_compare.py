@@ -13,10 +13,10 @@ from pretrain.config.command_line import as_list
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.reports import groups
 from pretrain.reports import sweep as sweep_reports
-from pretrain.reports.compare import CompareOptions, Comparison, compare, rises
+from pretrain.reports.compare import CompareOptions, Comparison, compare, is_loud, rises
 from pretrain.reports.comparison_page import in_words, verdict, write_comparison
 from pretrain.reports.groups import Curves, read_groups
-from pretrain.reports.significance import holm, interval_of_mean, quantile, two_sided, welch
+from pretrain.reports.significance import Difference, holm, interval_of_mean, quantile, two_sided, welch
 from pretrain.reports.sweep import SweptJob, read_sweep, sweep_page, write_record
 from pretrain.reports.write import write_report
 
@@ -52,8 +52,8 @@ def test_welchs_test_is_that_of_scipy() -> None:
     assert interval_of_mean(OLD, 0.95) == pytest.approx((3.262609328398198, 3.2800573382684686), rel=1e-9)
     assert welch(OLD, (3.0,), 0.95).p is None
     assert interval_of_mean((3.0,), 0.95) is None
-    assert welch((1.0, 1.0), (1.0, 1.0), 0.95).p == 1.0
-    assert welch((2.0, 2.0), (1.0, 1.0), 0.95).p == 0.0
+    for values in ((1.0, 1.0), (2.0, 2.0)):  # two runs each that agree are no proof, as p = 0 would say
+        assert welch(values, (1.0, 1.0), 0.95) == Difference(values[0] - 1.0, None, None)
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
 
@@ -108,6 +108,8 @@ def test_seeds_are_grouped_and_tested(sides: list[str]) -> None:
     assert "better, -0.0108 (95% interval -0.0188 to -0.0029, p = 0.017, 4 and 3 runs)" in verdict(found, new)
     strict = compared(sides, confidence=0.99)
     assert "no difference shown" in verdict(strict, strict.groups[1])
+    stricter = compared(sides, confidence=0.999)
+    assert "(99.9% interval " in verdict(stricter, stricter.groups[1])  # not 100%
     assert strict.target == max(OLD)
     assert strict.groups[0].mean_to_target("step") == 30.0  # the worst final value is met by all
 
@@ -129,6 +131,20 @@ def test_single_runs_of_one_setting_are_a_group_unless_their_seeds_are_equal(tmp
     assert "not tested" in verdict(found, found.groups[1])
     assert any("2 of 2 groups have one run" in line for line in found.warnings)
     assert len(read_groups([paths[0], paths[0]])[0]) == 1  # the same run twice is one run
+
+
+def test_runs_of_an_earlier_sweep_in_the_folder_are_left_out_with_a_word(tmp_path: Path) -> None:
+    for name, rate in (("old", 0.1), ("new", 0.2), ("newer", 0.4)):
+        write_run(tmp_path / name, [rate], optimizer={"learning_rate": rate})
+    write_record(tmp_path, [SweptJob("new", ["optimizer.learning_rate=0.2"], 0), SweptJob("newer", [], 0)])
+    found = compared([str(tmp_path)])
+    assert len(found.groups) == 2
+    line = f"{tmp_path} holds 1 runs beside those of its newest sweep, which are left out: name their folders"
+    assert line in found.warnings
+    assert line not in compared([str(tmp_path / name) for name in ("old", "new")]).warnings
+    write_record(tmp_path, [SweptJob("new", [], 0)])
+    with pytest.raises(ConfigError, match=r"a comparison takes two\. .* holds 2 runs beside those of its newest sweep"):
+        compared([str(tmp_path)])
 
 
 def test_a_folder_of_several_experiments_is_split(tmp_path: Path) -> None:
@@ -155,6 +171,11 @@ def test_what_makes_figures_unfair_is_said_loudly(tmp_path: Path) -> None:
     assert found.warnings[0].startswith("THE TOKENIZERS DIFFER: ")
     assert "WARNING: THE TOKENIZERS DIFFER" in in_words(found)
     assert "compare them by metric=val/bits_per_byte" in compared([str(a), str(b)], metric="val/loss").warnings[0]
+    bad = write_run(tmp_path / "bad", [4.0], seed=1, data={"path": "one.txt"})
+    report = json.loads((bad / "report.json").read_text())
+    diverged = {"val/loss": None, "val/bits_per_byte": None}
+    (bad / "report.json").write_text(json.dumps(report | {"validation": diverged}))
+    assert compared([str(a), str(b), str(bad)]).metric == "val/bits_per_byte"  # one that diverged changes nothing
     found = compared([str(a), str(c)])
     assert [line.partition(":")[0].partition(" (")[0] for line in found.warnings[:2]] == [
         "THE TEXT DIFFERS",
@@ -175,6 +196,11 @@ def test_a_diverged_run_is_left_out_loudly_and_never_the_best(tmp_path: Path) ->
     assert [group.mean for group in found.groups] == [2.9, 3.0]
     assert found.warnings[0].startswith("1 OF 2 RUNS OF ")
     assert f"DIVERGED ({bad})" in found.warnings[0]
+    assert "WARNING: 1 OF 2 RUNS OF " in in_words(found)
+    assert [is_loud(line) for line in found.warnings] == [True, False]  # the other: single runs have no interval
+    same = compared([str(write_run(tmp_path / name, [4.0, 2.9], seed=1, x=name)) for name in "ab"])
+    assert "+0.0000 against" in verdict(same, same.groups[1])
+    assert ", equal in 1 and 1 runs; not tested" in verdict(same, same.groups[1])
     with pytest.raises(ConfigError, match=r"s0 has diverged, its val/loss is no number, and .* has no other run"):
         compared([str(old), str(bad)])
     sweep = read_sweep(tmp_path / "new")
@@ -182,6 +208,19 @@ def test_a_diverged_run_is_left_out_loudly_and_never_the_best(tmp_path: Path) ->
     assert "diverged" in sweep_page(sweep)
     (bad / "report.json").write_text(json.dumps(report | {"steps": 10, "validation": {"val/loss": None}}))
     assert compared([str(old), str(bad)]).groups[1].mean == 2.0  # it has gone on since
+
+
+def test_a_finished_run_that_goes_on_counts_as_far_as_it_is(tmp_path: Path) -> None:
+    done = write_run(tmp_path / "done", [4.0, 3.0], optimizer={"learning_rate": 0.01})
+    longer = write_run(tmp_path / "longer", [4.0, 3.0, 2.5], optimizer={"learning_rate": 0.02})
+    report = json.loads((longer / "report.json").read_text())
+    (longer / "report.json").write_text(json.dumps(report | {"steps": 20, "validation": {"val/loss": 3.0}}))
+    found = compared([str(done), str(longer)])
+    (run,) = found.groups[1].runs
+    assert (run.final, run.steps, run.tokens, run.finished) == (2.5, 30, 3000.0, False)
+    assert found.groups[0].runs[0].finished
+    assert any("differ in length, from 2 k to 3 k tokens" in line for line in found.warnings)
+    assert any(line.startswith(f"1 runs have not finished, {longer}") for line in found.warnings)
 
 
 def test_a_job_that_failed_on_its_way_is_never_the_best(tmp_path: Path) -> None:
@@ -238,6 +277,24 @@ def test_runs_on_different_text_compare_on_one_validation_text(tmp_path: Path) -
     for name in ("one", "two"):
         write_run(tmp_path / name, [3.0], data={"path": f"{name}.txt", "validation_path": "v.txt"})
     assert not any("TEXT" in line for line in compared([str(tmp_path / "one"), str(tmp_path / "two")]).warnings)
+
+
+def test_runs_without_checkpoints_compare_with_those_that_have_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoints of one run were deleted to save space: its tokenizer and its text are still the same."""
+    paths = [write_run(tmp_path / name, [3.0], x=name, data={"path": "one.txt"}) for name in "abc"]
+    for path in paths[1:]:
+        (path / "checkpoints" / "step-00000010").mkdir(parents=True)
+    progress = {path: {"tokenizer_fingerprint": "t", "data_fingerprint": "d"} for path in paths}
+    monkeypatch.setattr(groups, "read_manifest", lambda folder: {"progress": progress[folder.parent.parent]})
+    found = compared([str(path) for path in paths])
+    assert found.metric == "val/loss"
+    assert not any("DIFFER" in line for line in found.warnings)
+    progress[paths[1]]["data_fingerprint"] = "other"
+    assert any(line.startswith("THE TEXT DIFFERS") for line in compared([str(path) for path in paths[1:]]).warnings)
+    progress[paths[1]]["tokenizer_fingerprint"] = "other"
+    assert compared([str(path) for path in paths]).warnings[0].startswith("THE TOKENIZERS DIFFER")
 
 
 def test_wrong_words_are_refused(tmp_path: Path, sides: list[str]) -> None:

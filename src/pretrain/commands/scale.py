@@ -21,6 +21,7 @@ from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.command_line import is_hydras, parse
 from pretrain.config.launcher import signals_passed_on
 from pretrain.config.overrides import quoted
+from pretrain.config.preset_folders import begins_with
 from pretrain.config.sweep import JobError
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, ConfigError, Interrupted, printable
@@ -64,7 +65,7 @@ class Scaling:
         name = config.name or "run"
         self.folder = Path(config.ladder.output or Path(config.paths.logs_dir) / "scale" / name).expanduser()
         given = parse(words)
-        self.flags = given.where()
+        self.flags, self.config_name = given.where(), given.config_name
         keys = [word.partition("=")[0].lstrip("+") for word in given.overrides]
         pairs = list(zip(keys, given.overrides, strict=True))
         self.run_words = [
@@ -76,7 +77,9 @@ class Scaling:
     def answer(self) -> Ladder:
         """Train what is missing, fit, and return what came of it. Raises the errors of the runs."""
         config, settings = self.config, self.config.ladder
+        self._refuse_config_of_scale()
         cells = cells_of(config, self.typed)
+        larger = self._held_out_cell()  # here: a wrong one is refused before the first run
         with self.writes():
             self.folder.mkdir(parents=True, exist_ok=True)
         runs = [run for cell, folder in zip(cells, self.train("ladder", cells), strict=True)
@@ -84,8 +87,17 @@ class Scaling:
         points = [Point(run.parameters, run.tokens, run.loss) for run in runs]
         fit = fit_law(points, settings.confidence, settings.samples)
         vocab_size = Tokenizer.load(open_checkpoint(Path(runs[0].folder)).tokenizer_folder).vocab_size
-        held_out = self._held_out(fit, vocab_size, cells) if settings.held_out else None
+        held_out = self._held_out(fit, vocab_size, cells, larger) if larger else None
         return Ladder(config.objective.kind, runs, fit, held_out, self._recommended(fit, runs, vocab_size))
+
+    def _refuse_config_of_scale(self) -> None:
+        """Raise ConfigError for a primary config that the runs, which are of train, cannot read."""
+        if self.config_name is not None and begins_with(self.config_name, "scale"):
+            raise ConfigError(
+                f"--config-name {self.config_name} begins with scale, and the runs of the ladder, which are of train, "
+                "read it as well. Let it begin with train, defaults: [train, _self_], and type what is of the ladder: "
+                "ladder.sizes=[2x64,4x128]."
+            )
 
     @contextmanager
     def writes(self) -> Iterator[None]:
@@ -131,17 +143,22 @@ class Scaling:
             )
         return LadderRun(str(cell.size), cell.steps, report.parameters, float(report.tokens_seen), loss, str(folder))
 
-    def _held_out(self, fit: Fit, vocab_size: int, cells: list[Cell]) -> HeldOut:
-        """Predict the held-out run in a file, unless an earlier start did, then train it."""
+    def _held_out_cell(self) -> Cell | None:
+        """Return the held-out run; None without one. Raises ConfigError for a size that the model cannot have."""
         settings = self.config.ladder
-        size = LadderSize.read(str(settings.held_out))
-        cell = cell_of(self.config, size, settings.held_out_tokens or 2 * max(settings.tokens), self.typed)
+        if settings.held_out is None:
+            return None
+        tokens = settings.held_out_tokens or 2 * max(settings.tokens)
+        return cell_of(self.config, LadderSize.read(settings.held_out), tokens, self.typed)
+
+    def _held_out(self, fit: Fit, vocab_size: int, cells: list[Cell], cell: Cell) -> HeldOut:
+        """Predict the held-out run in a file, unless an earlier start did, then train it."""
         path = self.folder / PREDICTION
         prediction = _read_prediction(path)
         fitted_to = [" ".join(words) for words in (self.run_words, *(each.words for each in cells))]
         if prediction is None or (prediction.name, prediction.fitted_to) != (cell.name, fitted_to):
             tokens = float(self.config.batch_sizes().tokens(cell.steps))
-            parameters = parameters_of(self.config, size, vocab_size)
+            parameters = parameters_of(self.config, cell.size, vocab_size)
             expected = fit.predict(parameters, tokens)
             now = time.time()
             prediction = Prediction(

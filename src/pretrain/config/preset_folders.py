@@ -79,6 +79,17 @@ def own_words(config_name: str, overrides: list[str]) -> list[str]:
     return [*words, *(word for name in chosen[-1:] for word in _words_of(f"experiment/{name}")), *overrides]
 
 
+def begins_with(config_name: str, base: str, above: tuple[str, ...] = ()) -> bool:
+    """Return whether a primary config of the user's own begins with the one named `base`, maybe by way of others."""
+    name = config_name.removesuffix(".yaml")
+    for path in (folder / f"{name}.yaml" for folder in _own_folders):
+        entries = (_read(path).get("defaults") or []) if path.is_file() and name not in above else []
+        for entry in (each.lstrip("/") for each in entries if isinstance(each, str)):
+            if entry == base or (entry != "_self_" and begins_with(entry, base, (*above, name))):
+                return True
+    return False
+
+
 def chosen_settings(overrides: list[str]) -> dict[str, str]:
     """Return what the user chose, typed or in configs of their own, by the name of the setting or group."""
     words = own_words(_primary_config[0], overrides)

@@ -87,7 +87,8 @@ def parameters_of(config: RunConfig, size: LadderSize, vocab_size: int) -> int:
 def size_for(config: RunConfig, sizes: Sequence[LadderSize], optimum: Optimum, vocab_size: int) -> LadderSize:
     """Return layers and width with about the optimal parameters, as slender as the sizes of the ladder grow.
 
-    Width over layers follows a line through those of the ladder, on logarithms of width.
+    Width over layers follows a line through those of the ladder, on logarithms of width. A width that the model's
+    heads do not divide is left out.
     """
     widths = [math.log(size.d_model) for size in sizes]
     aspects = [math.log(size.d_model / size.n_layers) for size in sizes]
@@ -98,7 +99,11 @@ def size_for(config: RunConfig, sizes: Sequence[LadderSize], optimum: Optimum, v
     for width in range(_WIDTH_STEP, _MAX_WIDTH + 1, _WIDTH_STEP):
         aspect = math.exp(level + slope * (math.log(width) - mean))
         size = LadderSize(min(_MAX_LAYERS, max(1, round(width / aspect))), width)
-        distance = abs(math.log(parameters_of(config, size, vocab_size) / optimum.parameters))
+        try:
+            parameters = parameters_of(config, size, vocab_size)
+        except ConfigError:  # no equal heads, such as 224 channels of a model with heads of 64
+            continue
+        distance = abs(math.log(parameters / optimum.parameters))
         if distance > least + 1.0:  # ever larger from here on
             break
         if distance < least:

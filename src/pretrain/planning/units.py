@@ -20,3 +20,8 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent without rounding what a reader has typed: 95%, 99.9%."""
+    return f"{100 * share:.6g}%"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import Any
 
 from pretrain.errors import ConfigError
 from pretrain.planning.units import count
@@ -82,6 +84,7 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
         raise ConfigError(
             f"runs: {runs} of one experiment, and a comparison takes two. Name another run or folder of runs: "
             "runs=[logs/a,logs/b]; runs that differ only in their seed are one experiment."
+            + "".join(f" {line}." for line in left_out)
         )
     metric, warnings = _metric(groups, options.metric)
     groups, diverged = _without_diverged(groups, metric)
@@ -106,6 +109,11 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
     warnings += [*diverged, *_unequal(found), *left_out]
     settings, environment = differing(groups), differing_environments(groups)
     return Comparison(metric, falls, options.confidence, target, found, settings, environment, warnings)
+
+
+def is_loud(warning: str) -> bool:
+    """Return whether a warning begins in capitals: figures mislead. Others are notes."""
+    return re.match(r"(THE|[0-9]+ OF) [A-Z0-9]+ ", warning) is not None
 
 
 def rises(metric: str) -> bool:
@@ -140,14 +148,12 @@ def _without_diverged(groups: Sequence[Group], metric: str) -> tuple[list[Group]
 def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
     """Return the metric to compare by, and warnings about what makes it unfair."""
     members = [member for group in groups for member in group.members]
-    tokenizers, objectives = ({each(member) for member in members} for each in (_tokenizer, _objective))
-    texts = {_text(member, one_tokenizer=len(tokenizers) == 1) for member in members}
+    tokenizers_differ, objectives = _tokenizers_differ(members), {_objective(member) for member in members}
+    texts = _texts(members, one_tokenizer=not tokenizers_differ)
     warnings = []
     metric = "val/loss" if asked == "auto" else asked
-    if len(tokenizers) > 1:
-        per_byte = next(
-            (name for name in _PER_BYTE if all(member.run.latest(name) is not None for member in members)), ""
-        )
+    if tokenizers_differ:
+        per_byte = next((name for name in _PER_BYTE if all(_has(member, name) for member in members)), "")
         if asked == "auto" and per_byte:
             metric = per_byte
         advice = f"{metric} is compared" if metric in _PER_BYTE else "compare them by metric=val/bits_per_byte"
@@ -162,7 +168,7 @@ def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
             f"THE OBJECTIVES DIFFER ({', '.join(sorted(objectives))}): a causal loss, a masked one and the bound of a "
             "diffusion are of different tasks."
         )
-    lacking = [str(m.run.folder) for m in members if m.run.latest(metric) is None and not m.run.has_diverged(metric)]
+    lacking = [str(member.run.folder) for member in members if not _has(member, metric)]
     if lacking:
         known = sorted(set.intersection(*({*m.run.curves, *_reported(m)} for m in members)))
         known = [name for name in known if name.startswith(("val/", "train/loss", "eval/", "ema/"))]
@@ -173,29 +179,43 @@ def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
     return metric, warnings
 
 
+def _has(member: Member, metric: str) -> bool:
+    """Return whether a run has measured a metric, or has diverged."""
+    return member.run.latest(metric) is not None or member.run.has_diverged(metric)
+
+
 def _reported(member: Member) -> list[str]:
     return [name for name, value in (member.run.report.validation if member.run.report else {}).items() if value]
 
 
-def _tokenizer(member: Member) -> str:
-    """Return what identifies the tokenizer of a run: its fingerprint, or its settings where no checkpoint is left."""
-    settings = [f"{key}={value}" for key, value in member.settings.items() if key.startswith("tokenizer.")]
-    return str(member.identity.get("tokenizer_fingerprint") or " ".join(settings))
+def _tokenizers_differ(members: Sequence[Member]) -> bool:
+    """Return whether tokenizers differ by their fingerprints, or by settings where a run has no checkpoint left."""
+    fingerprints = [member.identity.get("tokenizer_fingerprint") for member in members]
+    settings = {
+        repr([each for each in member.settings.items() if each[0].startswith("tokenizer.")]) for member in members
+    }
+    return len({*fingerprints} - {None}) > 1 or (None in fingerprints and len(settings) > 1)
 
 
-def _text(member: Member, *, one_tokenizer: bool) -> str:
-    """Return what identifies the text of a run, that held out of it included.
+def _texts(members: Sequence[Member], *, one_tokenizer: bool) -> set[str]:
+    """Return what identifies the texts of the runs, that held out of them included, each text once.
 
-    That is `data.validation_path`, or the fingerprint of the text that it was held out of; under several tokenizers
-    the sizes of its sources, as the fingerprint is one of tokens.
+    That is `data.validation_path`, or the text that it was held out of, by what all runs have left: its fingerprint,
+    of tokens and so of one tokenizer alone, the sizes of its sources, or the settings.
     """
-    names = ("validation_path", "validation_fraction", "max_validation_rows")
-    held_out = [member.settings.get(f"data.{name}", "") for name in names]
-    if held_out[0] not in ("", "null"):  # of its own, whatever is trained on
-        return repr(held_out)
-    settings = [value for key, value in member.settings.items() if key in ("data.kind", "data.path")]
-    fingerprint = member.identity.get("data_fingerprint") if one_tokenizer else None
-    return repr((fingerprint or member.text() or settings, held_out))
+    fingerprints = [member.identity.get("data_fingerprint") if one_tokenizer else None for member in members]
+    sizes: list[Any] = [member.text() for member in members]
+    settings = [
+        [value for key, value in each.settings.items() if key in ("data.kind", "data.path")] for each in members
+    ]
+    read = fingerprints if all(fingerprints) else sizes if all(sizes) else settings
+    found = set()
+    for member, text in zip(members, read, strict=True):
+        names = ("validation_path", "validation_fraction", "max_validation_rows")
+        held_out = [member.settings.get(f"data.{name}", "") for name in names]
+        is_own = held_out[0] not in ("", "null")  # whatever is trained on
+        found.add(repr(held_out) if is_own else repr((text, held_out)))
+    return found
 
 
 def _objective(member: Member) -> str:
@@ -211,11 +231,12 @@ def _final(member: Member, metric: str) -> float:
 def _outcome(member: Member, metric: str, target: float, *, falls: bool) -> Outcome:
     run = member.run
     curves = Curves.read(run.folder, [metric, "progress/tokens", "speed/tokens_per_s"])
-    steps = max((step for curve in curves.values.values() for step in curve), default=0)
-    steps = run.report.steps if run.report else steps
+    newest = max((step for curve in curves.values.values() for step in curve), default=0)
+    reported = run.report.steps if run.report else -1
+    steps = max(newest, reported)  # a finished run that was resumed with more steps goes on behind its report
     return Outcome(
         str(run.folder), member.seed, _final(member, metric), steps, curves.tokens_at(steps), curves.seconds_at(steps),
-        curves.first(metric, target, falls=falls), run.report is not None,
+        curves.first(metric, target, falls=falls), newest <= reported,
     )  # fmt: skip
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pretrain.errors import CheckpointError
 from pretrain.files.atomic_files import write_atomically
-from pretrain.planning.units import count, duration
+from pretrain.planning.units import count, duration, percent
 from pretrain.reports.chart import COLORS, Line, Look
-from pretrain.reports.compare import CompareOptions, Comparison, GroupOutcome, compare
+from pretrain.reports.compare import CompareOptions, Comparison, GroupOutcome, compare, is_loud
 from pretrain.reports.groups import Curves, Group, as_json, read_groups
 from pretrain.reports.page import Cell, Page, card, code, escaped, number, table
 from pretrain.reports.run import in_both_widths
@@ -53,12 +53,11 @@ def verdict(comparison: Comparison, group: GroupOutcome) -> str:
     better = (difference.value < 0) is comparison.falls
     seeds = f"{len(group.runs)} and {len(baseline.runs)} runs"
     if difference.interval is None or difference.p is None:
-        word = "better" if better else "worse"
+        word = "equal" if difference.value == 0.0 else "better" if better else "worse"
         return f"{group.name}: {difference.value:+.4f} against {baseline.name}, {word} in {seeds}; not tested"
     low, high = difference.interval
-    shown = (
-        f"{difference.value:+.4f} ({comparison.confidence:.0%} interval {low:+.4f} to {high:+.4f}, {_p(difference.p)}"
-    )
+    interval = f"{percent(comparison.confidence)} interval {low:+.4f} to {high:+.4f}"
+    shown = f"{difference.value:+.4f} ({interval}, {_p(difference.p)}"
     several = f", {_p(group.p_holm)} of all comparisons" if len(comparison.groups) > 2 and group.p_holm else ""
     p = difference.p if group.p_holm is None else group.p_holm
     word = ("better" if better else "worse") if p < 1 - comparison.confidence else "no difference shown"
@@ -77,10 +76,7 @@ def in_words(comparison: Comparison) -> str:
     rows = [_heads(comparison), *_rows(comparison)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    lines = [
-        f"WARNING: {line}" if line.isupper() or line.startswith("THE ") else f"note: {line}"
-        for line in comparison.warnings
-    ]
+    lines = [f"{'WARNING' if is_loud(line) else 'note'}: {line}" for line in comparison.warnings]
     better = "lower" if comparison.falls else "higher"
     lines += ["", f"{comparison.metric} in {_unit(comparison)}; {better} is better", "", *aligned, ""]
     lines += [verdict(comparison, group) for group in comparison.groups[1:]]
@@ -93,7 +89,7 @@ def in_words(comparison: Comparison) -> str:
 def _heads(comparison: Comparison) -> list[str]:
     target = f"{comparison.target:.4g}"
     return [
-        "group", "runs", "mean", f"{comparison.confidence:.0%} interval", "difference", "p",
+        "group", "runs", "mean", f"{percent(comparison.confidence)} interval", "difference", "p",
         f"steps to {target}", "tokens", "seconds",
     ]  # fmt: skip
 
@@ -122,7 +118,7 @@ def comparison_page(comparison: Comparison, groups: Sequence[Group]) -> str:
     page = Page(f"{len(values)} experiments compared", f"By {comparison.metric}, {_unit(comparison)}")
     page.tiles = [(f"{values[best]:.4f}", f"best mean: {comparison.groups[best].name}")]
     page.tiles.append((str(sum(len(group.runs) for group in comparison.groups)), "runs"))
-    loud = [line for line in comparison.warnings if line.startswith("THE ")]
+    loud = [line for line in comparison.warnings if is_loud(line)]
     if loud:
         page.state = ("read the warning", False)
     rows = [[*row[:1], *map(number, row[1:])] for row in _rows(comparison)]

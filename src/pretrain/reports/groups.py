@@ -177,8 +177,12 @@ def _runs_below(path: Path) -> Iterator[Member | str]:
             f"runs={path} holds no run: neither it nor a folder in it has a {CONFIG}. Try runs=[logs/a,logs/b]."
         )
     sweep = read_sweep(path)
+    named = {trial.job.folder for trial in sweep.trials}
+    earlier = sum(each.parent.name not in named for each in path.glob(f"*/{CONFIG}"))
     if sweep.left_out:
         yield f"{path} holds more than {MAX_RUNS} runs; the rest is left out"
+    elif earlier:
+        yield f"{path} holds {earlier} runs beside those of its newest sweep, which are left out: name their folders"
     for trial in sweep.trials:
         if trial.run is None:
             yield f"{path / trial.job.folder} is left out: it holds no run that can be read"

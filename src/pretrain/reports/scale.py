@@ -9,7 +9,7 @@ from typing import Any
 
 from pretrain.planning.scaling import MAX_USEFUL_EPOCHS
 from pretrain.planning.scaling_fit import Fit, Range
-from pretrain.planning.units import count
+from pretrain.planning.units import count, percent
 from pretrain.reports.chart import COLORS, Line, Look
 from pretrain.reports.page import Page, card, code, escaped, grid, number, table, verbatim
 from pretrain.reports.run import in_both_widths
@@ -103,7 +103,8 @@ def notes(ladder: Ladder) -> list[str]:
             "train a larger ladder"
         )
     if found.optimal_parameters.high > _WIDE * found.optimal_parameters.low:
-        lines.append("the best size is hardly known: its interval is wide. Add sizes, lengths or seeds to the ladder")
+        lines.append("the best size is hardly known: its interval is wide. Add sizes or lengths to the ladder")
+    lines += _no_optimum(found)
     constants = ladder.fit.constants()
     if constants["alpha"].low == constants["alpha"].high:
         lines.append("the runs are too few to fit the exponents: those of Hoffmann et al. 2022 are taken")
@@ -121,6 +122,18 @@ def notes(ladder: Ladder) -> list[str]:
         "(Muennighoff et al. 2023)"
     )
     return lines
+
+
+def _no_optimum(found: Recommended) -> list[str]:
+    """Return a line where the law puts all operations into parameters, or all into tokens."""
+    parameters, most = found.optimal_parameters.value, found.budget / 6
+    if 1.0 < parameters < 0.999 * most:  # else it ends there: `ScalingLaw.optimum`
+        return []
+    cause = "sizes" if parameters <= 1.0 else "lengths"
+    return [
+        f"the law sees no gain in other {cause}, so that it has no best size, and the recommended one is a guess. "
+        "Try longer runs or a wider ladder"
+    ]
 
 
 def _steep_exponents(constants: dict[str, Range]) -> list[str]:
@@ -156,7 +169,7 @@ def in_words(ladder: Ladder) -> str:
         f"  {run.size:<8} {count(run.parameters):>9} parameters {count(run.tokens):>9} tokens   loss {run.loss:.4f}, "
         f"fitted {fit.law.loss(run.parameters, run.tokens):.4f}" for run in ladder.runs
     )]  # fmt: skip
-    lines += ["", f"L(N, D) = E + A / N^alpha + B / D^beta, with intervals of {fit.confidence:.0%}"]
+    lines += ["", f"L(N, D) = E + A / N^alpha + B / D^beta, with intervals of {percent(fit.confidence)}"]
     lines += [f"  {name:<6}{_range(value)}" for name, value in fit.constants().items()]
     if ladder.held_out is not None:
         lines += ["", _about_held_out(ladder.held_out)]
@@ -236,7 +249,7 @@ def _law(ladder: Ladder) -> str:
         [name, number(f"{value.value:.4g}"), number(f"{value.low:.4g} to {value.high:.4g}")]
         for name, value in ladder.fit.constants().items()
     ]
-    constants = table(["constant", "value", f"interval of {ladder.fit.confidence:.0%}"], rows)
+    constants = table(["constant", "value", f"interval of {percent(ladder.fit.confidence)}"], rows)
     lines = [_about_held_out(ladder.held_out)] if ladder.held_out else []
     checks = "".join(f"<p>{escaped(line)}</p>" for line in [*lines, *notes(ladder)])
     return grid([card(constants, heading="Constants"), card(checks, heading="How far to trust it")], "two")
