@@ -13,7 +13,7 @@ from pretrain.config.command_line import as_list
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.reports import groups
 from pretrain.reports import sweep as sweep_reports
-from pretrain.reports.compare import CompareOptions, Comparison, compare, is_loud, rises
+from pretrain.reports.compare import CompareOptions, Comparison, compare, rises
 from pretrain.reports.comparison_page import in_words, verdict, write_comparison
 from pretrain.reports.groups import Curves, read_groups
 from pretrain.reports.significance import Difference, holm, interval_of_mean, quantile, two_sided, welch
@@ -129,7 +129,7 @@ def test_single_runs_of_one_setting_are_a_group_unless_their_seeds_are_equal(tmp
         compared(paths[:2])
     found = compared([paths[0], paths[2]])
     assert "not tested" in verdict(found, found.groups[1])
-    assert any("2 of 2 groups have one run" in line for line in found.warnings)
+    assert any("2 of 2 groups have one run" in line for line in found.notes)
     assert len(read_groups([paths[0], paths[0]])[0]) == 1  # the same run twice is one run
 
 
@@ -139,11 +139,11 @@ def test_runs_of_an_earlier_sweep_in_the_folder_are_left_out_with_a_word(tmp_pat
     write_record(tmp_path, [SweptJob("new", ["optimizer.learning_rate=0.2"], 0), SweptJob("newer", [], 0)])
     found = compared([str(tmp_path)])
     assert len(found.groups) == 2
-    line = f"{tmp_path} holds 1 runs beside those of its newest sweep, which are left out: name their folders"
-    assert line in found.warnings
-    assert line not in compared([str(tmp_path / name) for name in ("old", "new")]).warnings
+    line = f"{tmp_path} holds runs beside those of its newest sweep; left out: 1. Name their folders to add them"
+    assert line in found.notes
+    assert line not in compared([str(tmp_path / name) for name in ("old", "new")]).notes
     write_record(tmp_path, [SweptJob("new", [], 0)])
-    with pytest.raises(ConfigError, match=r"a comparison takes two\. .* holds 2 runs beside those of its newest sweep"):
+    with pytest.raises(ConfigError, match=r"a comparison takes two\. .* holds runs beside .* left out: 2"):
         compared([str(tmp_path)])
 
 
@@ -157,7 +157,7 @@ def test_a_folder_of_several_experiments_is_split(tmp_path: Path) -> None:
     found = compared([str(tmp_path / "sweep")])
     assert [group.name for group in found.groups] == [f"learning_rate={rate}" for rate in (0.1, 0.2, 0.4)]
     assert "of all comparisons" in verdict(found, found.groups[2])
-    assert any("broken is left out: it holds no run that can be read" in line for line in found.warnings)
+    assert any("broken is left out: it holds no run that can be read" in line for line in found.notes)
     assert found.groups[2].p_holm == pytest.approx(2 * (found.groups[2].difference.p or 0))  # type: ignore[union-attr]
 
 
@@ -181,7 +181,7 @@ def test_what_makes_figures_unfair_is_said_loudly(tmp_path: Path) -> None:
         "THE TEXT DIFFERS",
         "THE OBJECTIVES DIFFER",
     ]
-    assert any("differ in length, from 1 k to 2 k tokens" in line for line in found.warnings)
+    assert any("differ in length, from 1 k to 2 k tokens" in line for line in found.notes)
 
 
 def test_a_diverged_run_is_left_out_loudly_and_never_the_best(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_diverged_run_is_left_out_loudly_and_never_the_best(tmp_path: Path) ->
     assert found.warnings[0].startswith("1 OF 2 RUNS OF ")
     assert f"DIVERGED ({bad})" in found.warnings[0]
     assert "WARNING: 1 OF 2 RUNS OF " in in_words(found)
-    assert [is_loud(line) for line in found.warnings] == [True, False]  # the other: single runs have no interval
+    assert len(found.warnings) == len(found.notes) == 1  # single runs have no interval
     same = compared([str(write_run(tmp_path / name, [4.0, 2.9], seed=1, x=name)) for name in "ab"])
     assert "+0.0000 against" in verdict(same, same.groups[1])
     assert ", equal in 1 and 1 runs; not tested" in verdict(same, same.groups[1])
@@ -219,8 +219,8 @@ def test_a_finished_run_that_goes_on_counts_as_far_as_it_is(tmp_path: Path) -> N
     (run,) = found.groups[1].runs
     assert (run.final, run.steps, run.tokens, run.finished) == (2.5, 30, 3000.0, False)
     assert found.groups[0].runs[0].finished
-    assert any("differ in length, from 2 k to 3 k tokens" in line for line in found.warnings)
-    assert any(line.startswith(f"1 runs have not finished, {longer}") for line in found.warnings)
+    assert any("differ in length, from 2 k to 3 k tokens" in line for line in found.notes)
+    assert any(line.startswith(f"not finished: {longer}") for line in found.notes)
 
 
 def test_a_job_that_failed_on_its_way_is_never_the_best(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -62,7 +61,8 @@ class Comparison:
     groups: list[GroupOutcome]
     settings: dict[str, list[str]]  # that differ, with their values by group
     environment: dict[str, list[str]]  # likewise
-    warnings: list[str]
+    warnings: list[str]  # why figures mislead
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
             "runs=[logs/a,logs/b]; runs that differ only in their seed are one experiment."
             + "".join(f" {line}." for line in left_out)
         )
-    metric, warnings = _metric(groups, options.metric)
+    metric, unfair = _metric(groups, options.metric)
     groups, diverged = _without_diverged(groups, metric)
     falls = not rises(metric)
     finals = [[_final(member, metric) for member in group.members] for group in groups]
@@ -106,14 +106,9 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
         found.append(
             GroupOutcome(group.name, outcomes[position], fmean(values), deviation, interval, difference, p_holm)
         )
-    warnings += [*diverged, *_unequal(found), *left_out]
     settings, environment = differing(groups), differing_environments(groups)
-    return Comparison(metric, falls, options.confidence, target, found, settings, environment, warnings)
-
-
-def is_loud(warning: str) -> bool:
-    """Return whether a warning begins in capitals: figures mislead. Others are notes."""
-    return re.match(r"(THE|[0-9]+ OF) [A-Z0-9]+ ", warning) is not None
+    warnings, notes = [*unfair, *diverged], [*_unequal(found), *left_out]
+    return Comparison(metric, falls, options.confidence, target, found, settings, environment, warnings, notes)
 
 
 def rises(metric: str) -> bool:
@@ -253,5 +248,6 @@ def _unequal(groups: Sequence[GroupOutcome]) -> list[str]:
         )
     open_ends = [run.folder for group in groups for run in group.runs if not run.finished]
     if open_ends:
-        lines.append(f"{len(open_ends)} runs have not finished, {open_ends[0]} among them: their newest values count")
+        others = f" and {len(open_ends) - 1} more" if open_ends[1:] else ""
+        lines.append(f"not finished: {open_ends[0]}{others}; the newest values count")
     return lines

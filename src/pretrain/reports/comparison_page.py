@@ -11,7 +11,7 @@ from pretrain.errors import CheckpointError
 from pretrain.files.atomic_files import write_atomically
 from pretrain.planning.units import count, duration, percent
 from pretrain.reports.chart import COLORS, Line, Look
-from pretrain.reports.compare import CompareOptions, Comparison, GroupOutcome, compare, is_loud
+from pretrain.reports.compare import CompareOptions, Comparison, GroupOutcome, compare
 from pretrain.reports.groups import Curves, Group, as_json, read_groups
 from pretrain.reports.page import Cell, Page, card, code, escaped, number, table
 from pretrain.reports.run import in_both_widths
@@ -76,7 +76,7 @@ def in_words(comparison: Comparison) -> str:
     rows = [_heads(comparison), *_rows(comparison)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    lines = [f"{'WARNING' if is_loud(line) else 'note'}: {line}" for line in comparison.warnings]
+    lines = [f"WARNING: {line}" for line in comparison.warnings] + [f"note: {line}" for line in comparison.notes]
     better = "lower" if comparison.falls else "higher"
     lines += ["", f"{comparison.metric} in {_unit(comparison)}; {better} is better", "", *aligned, ""]
     lines += [verdict(comparison, group) for group in comparison.groups[1:]]
@@ -118,17 +118,16 @@ def comparison_page(comparison: Comparison, groups: Sequence[Group]) -> str:
     page = Page(f"{len(values)} experiments compared", f"By {comparison.metric}, {_unit(comparison)}")
     page.tiles = [(f"{values[best]:.4f}", f"best mean: {comparison.groups[best].name}")]
     page.tiles.append((str(sum(len(group.runs) for group in comparison.groups)), "runs"))
-    loud = [line for line in comparison.warnings if is_loud(line)]
-    if loud:
+    if comparison.warnings:
         page.state = ("read the warning", False)
     rows = [[*row[:1], *map(number, row[1:])] for row in _rows(comparison)]
-    page.add("Before you read on", *(f'<p class="bad"><b>{escaped(line)}</b></p>' for line in loud))
+    page.add("Before you read on", *(f'<p class="bad"><b>{escaped(line)}</b></p>' for line in comparison.warnings))
     verdicts = (f"<p>{escaped(verdict(comparison, group))}</p>" for group in comparison.groups[1:])
     page.add(
         "Result",
         card(table(_heads(comparison), rows, best, stacks=True)),
         *verdicts,
-        *(f'<p class="note">{escaped(line)}</p>' for line in comparison.warnings if line not in loud),
+        *(f'<p class="note">{escaped(line)}</p>' for line in comparison.notes),
         note="Differences are against the first group, by Welch's t-test. Steps, tokens and seconds are those to the "
         f"target {comparison.target:.4g}, at the first validation that meets it; a dash: not every run did.",
     )

@@ -182,7 +182,7 @@ def _runs_below(path: Path) -> Iterator[Member | str]:
     if sweep.left_out:
         yield f"{path} holds more than {MAX_RUNS} runs; the rest is left out"
     elif earlier:
-        yield f"{path} holds {earlier} runs beside those of its newest sweep, which are left out: name their folders"
+        yield f"{path} holds runs beside those of its newest sweep; left out: {earlier}. Name their folders to add them"
     for trial in sweep.trials:
         if trial.run is None:
             yield f"{path / trial.job.folder} is left out: it holds no run that can be read"
