@@ -13,7 +13,9 @@ from pretrain.config.serialize import to_dict
 from pretrain.config.stages import course_of
 from pretrain.data.collate import IGNORE
 from pretrain.errors import ConfigError
+from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.inspect_step import rows_of_step
+from pretrain.evaluation.run import score
 from pretrain.language_model import LanguageModel
 from pretrain.launch.resumed_stages import keep_ends, trained_stages
 from pretrain.launch.run_folder import read_rows
@@ -246,6 +248,19 @@ def test_spikes_are_looked_for_among_the_losses_of_one_objective(tiny) -> None:
     ]
     report = train(tiny.plan(*ENCODER, *stages, "trainer.max_steps=6", "divergence.on_spike=skip"))
     assert len(open_checkpoint(Path(report.folder)).progress["losses"]) == 4  # of b and c
+
+
+@pytest.mark.slow
+def test_the_text_of_a_stage_is_scored_in_the_tokens_of_the_run(tiny) -> None:
+    """A tokenizer that is trained learns from the text of the run: the model knows no other."""
+    (tiny.folder / "digits.txt").write_text("\n\n".join(str(7**40 + count) for count in range(200)))
+    text = [f"stages.b.data.path={tiny.folder / 'digits.txt'}", "stages.b.data.separator='\\n\\n'"]
+    report = train(tiny.plan(*ENCODER, "trainer.max_steps=4", "stages.a.until_steps=2", *text))
+    settings = EvalConfig()
+    settings.paths.cache_dir = str(tiny.folder / "cache")
+    found = score(settings, report.folder)
+    assert found["documents"] == 13  # held out of 200 numbers
+    assert found["loss"] == pytest.approx(report.validation["val/loss"], abs=0.2)  # of other masks
 
 
 @pytest.mark.slow

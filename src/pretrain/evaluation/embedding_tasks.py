@@ -109,7 +109,7 @@ def retrieval_metrics(embed: Embed, examples: RetrievalSet) -> dict[str, float]:
     """Return nDCG@10, recall@10 and recall@100, means over the queries that have a relevant passage.
 
     nDCG discounts a passage's relevance by log2(1 + its rank), as trec_eval does; passages of equal similarity rank as
-    in the corpus. A query that stands in the corpus under its own id, as in ArguAna and Quora, does not find itself;
+    in the corpus. A query that stands in the corpus under its own id, as in ArguAna, does not find itself;
     BEIR leaves out every passage with the id of the query.
     """
     passages = list(examples.corpus)

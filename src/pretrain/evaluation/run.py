@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pretrain.checkpoint.read import Checkpoint, read_manifest
+from pretrain.checkpoint.recorded_paths import settings_of
 from pretrain.config.registry import typed_tasks
 from pretrain.config.run import RunConfig
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
@@ -268,7 +270,7 @@ def _memorization(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> di
             f"prompt_tokens={config.prompt_tokens} and new_tokens={config.new_tokens} do not fit into the model's "
             f"context of {context_length} tokens. {remedy}"
         )
-    prepared = _prepared(config, _run_of(folder, "Score a run's folder, or one of its checkpoints."))
+    prepared = _prepared(config, folder, "Score a run's folder, or one of its checkpoints.")
     train, stream = list(prepared.train.values()), prepared.stream
     if stream is not None:
         train = [stream.era(era.number) for era in stream.ledger.eras]
@@ -348,8 +350,11 @@ def _packing(config: EvalConfig, run: RunConfig | None) -> DataConfig:
     return run.data
 
 
-def _prepared(config: EvalConfig, run: RunConfig) -> Prepared:
-    return prepare(run.data, run.tokenizer, Path(config.paths.cache_dir))
+def _prepared(config: EvalConfig, folder: ModelFolder, remedy: str) -> Prepared:
+    """Return the text of a run, or of the stage that wrote a checkpoint: its tokenizer learned from that of the run."""
+    run = _run_of(folder, remedy)
+    whole = settings_of(Checkpoint(folder.folder, read_manifest(folder.folder)), whole_run=True)
+    return prepare(run.data, run.tokenizer, Path(config.paths.cache_dir), trained_on=whole.data)
 
 
 def _stores(config: EvalConfig, folder: ModelFolder) -> dict[str, Store]:
@@ -364,7 +369,7 @@ def _stores(config: EvalConfig, folder: ModelFolder) -> dict[str, Store]:
             return prepare(files, tokenizer, Path(config.paths.cache_dir)).train
         except DataError as error:  # these settings of eval.py lack the prefix `data.`
             raise DataError(re.sub(r"\bdata\.(path|text_column|format)=", r"\1=", str(error))) from error
-    validation = _prepared(config, _run_of(folder, remedy)).validation
+    validation = _prepared(config, folder, remedy).validation
     if not validation:
         raise DataError(f"the run has no validation documents. {remedy}")
     return validation
