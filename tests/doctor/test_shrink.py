@@ -12,6 +12,8 @@ from pretrain.doctor.shrink import CONTEXT_LENGTH, shrink, shrink_model, with_dr
 from pretrain.errors import ConfigError
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.size import parameter_count
+from pretrain.optim.config import AdamWConfig
+from pretrain.optim.groups import adamw_groups
 from pretrain.training.config import Precision, Strategy
 
 PRESETS = sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml") if path.stem != "imported")
@@ -79,6 +81,20 @@ def test_a_run_becomes_one_of_seconds_on_one_processor():
     assert small.optimizer.kind == config.optimizer.kind
     assert small.model.dropout == 0.0
     assert with_dropout(small).model.attention_dropout == 0.1
+
+
+def test_a_small_run_leaves_out_groups_of_layers_that_it_has_not():
+    groups = {
+        "late": {"match": ["blocks.5.*", "blocks.4.*"], "learning_rate_ratio": 2.0},
+        "vectors": {"match": ["*norm*", "blocks.3.*"], "weight_decay": 0.0},
+        "wrong": {"match": ["block.0.*"], "learning_rate_ratio": 2.0},
+    }
+    config = compose("train", ["model=gpt_nano", "model.n_layers=6"])
+    small = shrink(replace(config, optimizer=replace(config.optimizer, groups=groups)))
+    assert isinstance(small.optimizer, AdamWConfig)
+    assert small.optimizer.groups == {"vectors": {**groups["vectors"], "match": ["*norm*"]}, "wrong": groups["wrong"]}
+    with pytest.raises(ConfigError, match=r"wrong\.match=block\.0\.\* matches no trained parameter"):
+        adamw_groups(small.optimizer, small.model.build(64, causal=True))
 
 
 @dataclass

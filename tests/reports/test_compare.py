@@ -341,14 +341,15 @@ def test_the_command_writes_page_and_data(
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert page.count("<svg") == 2  # wide and narrow
-    monkeypatch.setattr(sys, "argv", ["compare.py", *sides, "output=found.txt"])
-    with pytest.raises(SystemExit) as ended:
-        tasks.main("compare")
-    assert ended.value.code == 2
-    assert (
-        "output=found.txt is no .html file, beside which .json fits. Try output=compare.html."
-        in capsys.readouterr().err
-    )
+    for word, error in (
+        ("output=found.txt", "output=found.txt is no .html file, beside which .json fits. Try output=compare.html."),
+        ("target=nan", "target=nan is not a finite number. Try target=3.28."),
+    ):
+        monkeypatch.setattr(sys, "argv", ["compare.py", *sides, word])
+        with pytest.raises(SystemExit) as ended:
+            tasks.main("compare")
+        assert ended.value.code == 2
+        assert error in capsys.readouterr().err
 
 
 def test_steps_between_logged_ones_are_in_proportion(tmp_path: Path) -> None:

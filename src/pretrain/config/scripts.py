@@ -95,8 +95,9 @@ class CompareConfig(Settings):
     )
     metric: str = setting("auto", "Metric to compare by; auto: val/loss, or bits per byte where tokenizers differ.")
     target: float | None = setting(
-        None, "Steps, tokens and seconds are counted to this value; null: to the worst final one.", example=3.28
-    )
+        None, "Steps, tokens and seconds are counted to this value; null: to the worst final one.",
+        bounds="(-inf, inf)", example=3.28,
+    )  # fmt: skip
     confidence: float = setting(0.95, "Of intervals, and 1 less the p-value that counts.", bounds="(0.0, 1.0)")
     output: str | None = setting(
         None, "The page to write, and JSON beside it; null: compare.html in paths.logs_dir.", example="compare.html"

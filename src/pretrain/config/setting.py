@@ -34,6 +34,8 @@ class Bounds:
     def describe(self) -> str:
         """Return the interval in words, such as `1 or more` or `0 to below 1`."""
         low, high = _plain(self.low), _plain(self.high)
+        if self.low == -math.inf:
+            return "finite"
         if self.high == math.inf:
             return f"above {low}" if self.low_open else f"{low} or more"
         if self.low_open and self.high_open:
@@ -127,6 +129,8 @@ def _broken_rule(value: Any, text: Description) -> str:
         return f"is above {high}, the largest that is allowed" if int(value) > bounds.high else ""
     if is_number and value in bounds:
         return ""
+    if bounds.low == -math.inf:
+        return "is not a finite number"
     if bounds.high == math.inf:
         kind = f"number of {text.unit}" if text.unit else "number"
         return f"is not a {kind} above {low}" if bounds.low_open else f"is not a {kind} from {low} up"

@@ -6,12 +6,15 @@ be equal bit for bit.
 """
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.lora_config import LoraConfig
+from pretrain.models.size import parameter_names_without_weights
+from pretrain.optim.config import AdamWConfig, OptimizerConfig
 from pretrain.parallel.config import ParallelConfig
 from pretrain.training.config import LoggingConfig, Precision, StorageConfig, Strategy
 from pretrain.training.logger_config import CSVConfig
@@ -30,6 +33,7 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
     Raises ConfigError for a model that is not one of our Transformers, and for a run that fine-tunes.
     """
     refuse_fine_tuning(config)
+    model = shrink_model(config.model)
     return replace(
         config,
         name="",
@@ -44,9 +48,9 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
         cooldown=None,
         allow_change=[],
         data=replace(config.data, prefetch=0, max_validation_rows=8),
-        model=shrink_model(config.model),
+        model=model,
         lora=LoraConfig(),
-        optimizer=config.optimizer.in_float32(),
+        optimizer=_shrink_groups(config, model),
         schedule=replace(config.schedule, warmup_steps=2, warmup_tokens=None, warmup_fraction=None),
         trainer=replace(
             config.trainer,
@@ -76,6 +80,29 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
         paths=replace(config.paths, run_dir=run_dir),
         storage=StorageConfig(),
     )
+
+
+def _shrink_groups(config: RunConfig, small: TransformerConfig) -> OptimizerConfig:
+    """Return the optimizer without the patterns of parameters that only the full model has, as of its tenth layer."""
+    optimizer = config.optimizer.in_float32()
+    if not isinstance(optimizer, AdamWConfig) or not optimizer.groups:
+        return optimizer
+    full, kept = parameter_names_without_weights(config.model), parameter_names_without_weights(small)
+    groups = {}
+    for name, group in optimizer.groups.items():
+        lost = [
+            pattern
+            for pattern in (group or {}).get("match", [])
+            if not _matches(pattern, kept) and _matches(pattern, full)  # one that matches nothing is refused later
+        ]
+        match = [pattern for pattern in (group or {}).get("match", []) if pattern not in lost]
+        if match:
+            groups[name] = {**group, "match": match}
+    return replace(optimizer, groups=groups)
+
+
+def _matches(pattern: str, names: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def refuse_fine_tuning(config: RunConfig) -> None:

@@ -13,6 +13,13 @@ def count_parameters_without_weights(config: ModelConfig, vocab_size: int) -> in
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def parameter_names_without_weights(config: ModelConfig) -> list[str]:
+    """Return the names of the parameters of any model, built on the meta device with a vocabulary of two tokens."""
+    with torch.device("meta"):
+        model = config.build(2, causal=True)
+    return [name for name, _ in model.named_parameters()]
+
+
 def parameter_count(config: TransformerConfig, vocab_size: int) -> int:
     """Return the number of parameters, shared ones counted once."""
     norm = config.d_model * (2 if config.norm is Norm.layer and config.norm_bias else 1)

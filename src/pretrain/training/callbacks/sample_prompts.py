@@ -113,9 +113,9 @@ def _begin(line: str, tokenizer: Tokenizer, limit: int) -> str:
 def _cut(line: str, most_words: int, tokenizer: Tokenizer, limit: int) -> str:
     """Return the first words of a line, fewer than `limit` tokens; "" if they spell special tokens."""
     words = line.split()[:most_words]
-    while (length := _n_tokens(" ".join(words), tokenizer)) >= limit:
+    while words and (length := _n_tokens(" ".join(words), tokenizer)) >= limit:
         words.pop()
-    return " ".join(words) if length else ""
+    return " ".join(words) if words and length else ""
 
 
 def _with_mask(line: str, tokenizer: Tokenizer, limit: int) -> SamplePrompt | None:
