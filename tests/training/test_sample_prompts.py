@@ -39,6 +39,7 @@ def test_prompts_are_of_held_out_documents(tiny, tokenizer: str):
     assert len(set(prompts)) == 6
     short = prompts_of(data, objective, context_length=16)
     assert all(0 < len(data.tokenizer.encode_prompt(prompt.text)) < 16 for prompt in short)
+    assert prompts_of(data, objective, context_length=1) == []  # no room for a word
     assert prompts_of(data, tiny.config().objective, 64) == begins
     assert prompts_of(data, tiny.config("objective=masked").objective, 64) == masked
 
