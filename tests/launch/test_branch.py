@@ -66,11 +66,16 @@ def test_a_branch_equals_an_uninterrupted_run_and_resumes(
     ):
         with pytest.raises(ConfigError, match=told):
             resolve(*own, *words)
-    clock = tiny.folder / "clock"
-    run(tiny.plan(*WSD, f"paths.run_dir={clock}", "trainer.max_steps=-1", "trainer.max_time=0.02",
-                  "schedule.decay_fraction=0.9", "schedule.warmup_steps=0"))  # fmt: skip
-    with pytest.raises(ConfigError, match=r"where the rate is 0\.\d+ of its peak\. Branch from a checkpoint of"):
-        resolve(*own, f"branch={clock}")
+    for name, lengths in (
+        ("clock", ["trainer.max_time=0.02"]),
+        ("both", ["trainer.max_time=0.02", "trainer.max_tokens=1000000000"]),
+        ("epochs", ["trainer.max_epochs=0.1"]),
+    ):
+        ended = tiny.folder / name
+        run(tiny.plan(*WSD, f"paths.run_dir={ended}", "trainer.max_steps=-1", *lengths,
+                      "schedule.decay_fraction=0.9", "schedule.warmup_steps=0"))  # fmt: skip
+        with pytest.raises(ConfigError, match=r"where the rate is 0\.\d+ of its peak\. Branch from a checkpoint of"):
+            resolve(*own, f"branch={ended}")
     assert not (tiny.folder / "elsewhere").exists()  # refused before a folder was made
     monkeypatch.setattr(shutil, "copytree", full_disk)
     with pytest.raises(CheckpointError, match=r"cannot be copied to .*full\. Free some space"):

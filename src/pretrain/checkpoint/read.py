@@ -56,6 +56,7 @@ class TrainerState:
     tokens_seen: Count = 0
     skipped_steps: Count = 0
     seconds: float = 0.0
+    max_steps: Count | None = None  # at which the run would end; None: at no step, or an earlier version's
     losses: list[float] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     first_validation: dict[str, float] = field(default_factory=dict)

@@ -105,9 +105,12 @@ def _check_constant_rate(config: RunConfig, merged: RunConfig, schedule: WSDConf
     Of a run that ends by the clock the number of steps is the one that it expected at its pace so far.
     """
     step, sizes = base.step, saved_sizes(base)
-    total, seconds = merged.max_steps(sizes), float(base.progress.get("seconds", 0.0))
-    if total is None and merged.trainer.max_time is not None and seconds > 0:
-        total = max(step, round(step * 60 * merged.trainer.max_time / seconds))
+    total, seconds = base.progress.get("max_steps"), float(base.progress.get("seconds", 0.0))
+    if total is None:  # an earlier version saved none
+        total = merged.max_steps(sizes)
+    if merged.trainer.max_time is not None and seconds > 0:
+        by_clock = max(step, round(step * 60 * merged.trainer.max_time / seconds))
+        total = by_clock if total is None else min(total, by_clock)
     before = merged.warmup_steps(sizes, total)
     resolved = replace(schedule, warmup_steps=before, warmup_tokens=None, warmup_fraction=None)
     rate = resolved.lr_multiplier(step - 1, total) if total is not None else 1.0

@@ -35,8 +35,8 @@ class RunLength:
         self._steps: deque[float] = deque(maxlen=5)  # seconds of the newest steps
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seconds of the run so far."""
-        return {"seconds": self.clock()}
+        """Return the seconds of the run so far, and the step at which it ends; None: at no step."""
+        return {"seconds": self.clock(), "max_steps": self.max_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the seconds of the run; after a rewind the later time stays."""
