@@ -284,6 +284,17 @@ def test_text_of_a_later_stage_that_it_cannot_use_is_refused_before_the_first_st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("end", ["until_steps=4", "until_tokens=512"])
+def test_the_command_that_is_printed_makes_a_run_longer_whose_last_stage_has_an_end(tiny, end: str) -> None:
+    length = f"trainer.max_{end.removeprefix('until_')}"
+    tiny.words = [word for word in tiny.words if not word.startswith("trainer.max_steps")]
+    words = ["trainer.max_steps=-1", length] if "tokens" in length else [length]
+    report = train(tiny.plan("stages.a.until_steps=2", "stages.b.batch_size=4", f"stages.b.{end}", *words))
+    assert report.longer.endswith(f" stages.b.{end.partition('=')[0]}=null")
+    assert train(tiny.plan(f"resume={report.folder}", *report.longer.split())).steps == 8
+
+
+@pytest.mark.slow
 def test_a_validation_before_the_first_step_needs_none_in_a_later_stage(tiny) -> None:
     words = ["trainer.validate_first=true", "stages.a.until_steps=2", "stages.b.data.validation_fraction=0"]
     report = train(tiny.plan(*words, "trainer.max_steps=4"))
