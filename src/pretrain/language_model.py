@@ -58,8 +58,10 @@ class LanguageModel:
         shift_targets: bool | None = None,
         pooling: Pooling | None = None,
         regressor: RegressConfig | None = None,
+        stated_pooling: Pooling | None = None,
     ) -> None:
         self.pooling = pooling  # of a contrastive fine-tuning, auto without a head; none: the model predicts tokens
+        self.stated_pooling = stated_pooling  # by the folder of a published model, whether it predicts tokens or not
         self.classifier = classifier
         self.regressor = regressor
         self.denoises = denoises  # trained with any share of masks: it continues a prompt by filling masks behind it
@@ -110,6 +112,7 @@ class LanguageModel:
             shift_targets=objective.shift_targets,
             pooling=folder.pooling,
             regressor=objective.regressor,
+            stated_pooling=folder.stated_pooling,
         )
 
     @property
@@ -160,9 +163,7 @@ class LanguageModel:
             raise classification.cannot("regress")
         alone = isinstance(text, str | tuple)
         texts: Any = [text] if alone else text
-        numbers: list[float] = classification.predicted_numbers(
-            self.model, self.regressor, self.tokenizer, texts
-        ).tolist()
+        numbers = classification.predicted_numbers(self.model, self.regressor, self.tokenizer, texts).tolist()
         return numbers[0] if alone else numbers
 
     def _refuse_classifier(self) -> None:
@@ -376,9 +377,9 @@ class LanguageModel:
         """Return the vector of a text, float32 (d_model,), or of texts, (texts, d_model), on the CPU.
 
         `pooling` is mean, of all hidden states, those of the special tokens around the text included; first, as BERT's
-        [CLS]; or last. By default that of the fine-tuning, else mean where attention is bidirectional, and last where
-        it is causal. `dimensions` keeps the first ones, before `normalize` makes the length 1. Raises ConfigError for
-        a classifier, and for a text that is empty or longer than the context.
+        [CLS]; or last. By default that of the fine-tuning or of the folder's 1_Pooling, else mean where attention is
+        bidirectional, and last where it is causal. `dimensions` keeps the first ones, before `normalize` makes the
+        length 1. Raises ConfigError for a classifier, and for a text that is empty or longer than the context.
         """
         classification.refuse_vectors(self.classifier or self.regressor)
         texts = [text] if isinstance(text, str) else list(text)
@@ -389,14 +390,13 @@ class LanguageModel:
                     f"a text of {len(document) - 2} tokens cannot be embedded: between 1 and "
                     f"{self.model.config.context_length - 2} fit. Try a shorter text, or embed its parts."
                 )
-        vectors = self._vectors(documents, pooling)
-        vectors = shortened(vectors, dimensions, "dimensions")
+        vectors = shortened(self._vectors(documents, pooling), dimensions, "dimensions")
         vectors = torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
         return vectors[0] if isinstance(text, str) else vectors
 
     def _vectors(self, documents: Sequence[Any], pooling: Pooling | str | None) -> Tensor:
         both = self.fills_masks or not self.model.causal
-        wanted = (self.pooling or Pooling.auto) if pooling is None else pooling
+        wanted = (self.stated_pooling or self.pooling or Pooling.auto) if pooling is None else pooling
         if not documents:
             return torch.empty(0, self.model.config.d_model)
         return text_vectors(self.model, self.tokenizer, documents, chosen_pooling(wanted, both), both)

@@ -67,6 +67,17 @@ def test_a_command_in_the_folder_reads_the_projects_configs(
 
 
 @pytest.mark.slow
+def test_a_file_may_name_the_home_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell writes it out and YAML does not: the run was in a folder called ~."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    with (project / "configs" / "my_run.yaml").open("a") as file:
+        file.write("paths: {logs_dir: ~/runs, run_dir: ~/runs/a, cache_dir: '~/tokens'}\n")
+    paths = settings(monkeypatch, "train", RunConfig).paths
+    assert (paths.logs_dir, paths.run_dir, paths.cache_dir) == (
+        "/home/ada/runs", "/home/ada/runs/a", "/home/ada/tokens",
+    )  # fmt: skip
+
+
 def test_a_command_that_uses_a_model_does_not_read_the_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is typed in a downloaded folder, nothing that the folder names is imported."""
     (project / "own_code.py").write_text("raise AssertionError('imported')\n")

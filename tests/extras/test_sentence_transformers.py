@@ -47,7 +47,7 @@ def test_a_trained_model_is_loaded_with_equal_vectors(tiny, tmp_path, model, wor
     export_model(ExportConfig(output=str(tmp_path / "out")), tuned)
     ours = LanguageModel.load(tuned).embed(TEXTS, normalize=True)
     assert_close(theirs(tmp_path / "out"), ours, atol=1e-5, rtol=0)
-    read_back = LanguageModel.load(tmp_path / "out").embed(TEXTS, pooling, normalize=True)
+    read_back = LanguageModel.load(tmp_path / "out").embed(TEXTS, normalize=True)
     assert_close(read_back, ours, atol=1e-5, rtol=0)
 
 

@@ -1,6 +1,7 @@
 """Runs, checkpoints, Hugging Face folders and hub names open in one form."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pretrain.evaluation.run import score_documents
 from pretrain.interop import folder as hub
 from pretrain.interop.families import BERT_FAMILY, LLAMA_FAMILY
 from pretrain.interop.load import open_model
+from pretrain.interop.sentence_transformers_folder import write_modules
 from pretrain.language_model import LanguageModel
 from pretrain.objectives.config import CausalConfig, MaskedConfig
 
@@ -34,6 +36,25 @@ def test_a_folder_made_elsewhere_has_the_usual_objective(llama: Path, tmp_path: 
     assert found.starts_with_bos
     masked = write_ours(tmp_path, BERT_FAMILY, random_model(shape("bert"), BYTES.vocab_size, causal=False))
     assert open_model(masked).objective == MaskedConfig()
+
+
+@pytest.mark.parametrize(("mode", "pooling"), [("cls_token", "first"), ("lasttoken", "last"), ("mean_tokens", "mean")])
+def test_a_folder_says_how_its_vectors_are_pooled(mode: str, pooling: str, tmp_path: Path) -> None:
+    """By the modules of sentence-transformers, which an export writes too: any other pooling is another vector."""
+    folder = write_ours(tmp_path / "in", BERT_FAMILY, random_model(shape("bert"), BYTES.vocab_size, causal=False))
+    plain = LanguageModel.load(folder)
+    assert torch.equal(plain.embed("the fox"), plain.embed("the fox", "mean"))
+    (folder / "1_Pooling").mkdir()
+    modes = {f"pooling_mode_{each}": each == mode for each in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
+    settings = {"word_embedding_dimension": plain.model.config.d_model, **modes, "include_prompt": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    llm = LanguageModel.load(folder)
+    assert torch.equal(llm.embed("the fox"), plain.embed("the fox", pooling))
+    assert torch.equal(llm.embed("the fox", "mean"), plain.embed("the fox", "mean"))
+    assert len(llm.predict_mask("the [MASK]")) == 1  # it predicts tokens as before
+    write_modules(tmp_path, open_model(folder), ([BYTES.bos_id], [BYTES.eos_id]))
+    written = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
+    assert {key for key, value in written.items() if value is True} == {f"pooling_mode_{mode}"}
 
 
 def test_a_prompt_begins_as_the_tokenizer_of_the_folder_says(llama: Path, tmp_path: Path) -> None:

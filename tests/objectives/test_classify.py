@@ -17,6 +17,7 @@ from pretrain.data.collate import IGNORE, Rows
 from pretrain.errors import ConfigError
 from pretrain.inference.classification import label_probabilities
 from pretrain.interop.load import open_model
+from pretrain.models.choices import ClassifierHead
 from pretrain.models.interface import hidden_states
 from pretrain.models.transformer import LabelHead, Transformer
 from pretrain.objectives.classify import Classify, Regress, token_types
@@ -84,8 +85,10 @@ def test_a_document_in_a_packed_and_padded_row_is_classified_as_if_alone(causal:
     assert_array_equal(predictions, together.argmax(-1))
 
 
-def test_numbers_are_predicted_as_if_alone_and_the_loss_is_their_squared_error() -> None:
-    model, rows = shape("llama", context_length=64).build(BYTES.vocab_size, causal=False, n_labels=1), packed()
+@pytest.mark.parametrize("head", [ClassifierHead.linear, ClassifierHead.score], ids=["with a bias", "without"])
+def test_numbers_are_predicted_as_if_alone_and_the_loss_is_their_squared_error(head: ClassifierHead) -> None:
+    settings = shape("llama", context_length=64, classifier_head=head)
+    model, rows = settings.build(BYTES.vocab_size, causal=False, n_labels=1), packed()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
@@ -97,7 +100,7 @@ def test_numbers_are_predicted_as_if_alone_and_the_loss_is_their_squared_error()
     errors, predicted = ModelWithLoss(model.eval(), objective).evaluate(batch)
     for row, number in ((0, 0), (0, 1), (1, 0), (2, 0)):
         hidden = model(torch.from_numpy(rows.tokens[row][rows.documents[row] == number])[None])[0]
-        alone = model.head.weight @ hidden.mean(0) + model.head.bias
+        alone = F.linear(hidden.mean(0), model.head.weight, model.head.bias)
         assert_close(predicted[row, number], alone[0], rtol=1e-4, atol=1e-5)
         assert batch.numbers is not None
         assert_close(errors[row, number], (alone[0] - batch.numbers[row, number]) ** 2, rtol=1e-3, atol=1e-5)

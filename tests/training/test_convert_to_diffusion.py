@@ -11,12 +11,14 @@ from folders import BYTES, write_ours
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.scripts import ExportConfig
+from pretrain.data.prepare import prepare
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.interop.export import export_model
 from pretrain.interop.families import BERT_FAMILY, LLAMA_FAMILY, MODERN_BERT_FAMILY
-from pretrain.interop.load import open_model
+from pretrain.interop.load import build_without_weights, open_model
 from pretrain.language_model import LanguageModel
+from pretrain.training.fine_tuning import base_weights
 from pretrain.training.train import run
 
 SHAPE = shape("llama", qk_norm=False, context_length=64, norm_eps=1e-6)
@@ -85,6 +87,27 @@ def test_a_causal_model_becomes_a_diffusion_that_responds(tiny: Any, base: Path,
     assert tuned.validation["val/loss_bound"] > 0
     assert tuned.validation_targets[""] == len(" it is said") + 1  # the response and its end alone
     assert LanguageModel.load(tuned.folder).respond("say 1", max_new_tokens=4, seed=0) is not None
+
+
+@pytest.mark.parametrize("multiple", [1, 8, 86], ids=["no padding", "room in the padding", "one more multiple"])
+def test_a_new_token_begins_as_the_mean_of_the_others(tiny: Any, tmp_path: Path, multiple: int) -> None:
+    """A row of padding was never that of a token: what stands there is no start for one."""
+    bare, padded = without_mask(BYTES), shape("llama", qk_norm=False, context_length=64, vocab_multiple=multiple)
+    model = random_model(padded, padded.vocabulary(bare.vocab_size), causal=True)
+    folder = write_ours(tmp_path / "base", LLAMA_FAMILY, model)
+    bare.save(folder)
+    plan = tiny.plan(*converting(tiny, folder, f"model.vocab_multiple={multiple}"))
+    prepared = prepare(plan.config.data, plan.config.tokenizer, Path(plan.config.paths.cache_dir))
+    new = build_without_weights(plan.config.model, plan.config.objective, prepared.tokenizer)
+    load = base_weights(plan.config, open_model(folder), prepared, new)
+    for name, parameter in new.named_parameters():
+        value, before = load(name, parameter.shape), model.get_parameter(name).detach()
+        assert value.shape == parameter.shape
+        if len(value) < bare.vocab_size:
+            torch.testing.assert_close(value, before, atol=0, rtol=0)
+            continue
+        torch.testing.assert_close(value[: bare.vocab_size], before[: bare.vocab_size], atol=0, rtol=0)
+        torch.testing.assert_close(value[bare.vocab_size], before[: bare.vocab_size].mean(0))
 
 
 @pytest.mark.slow

@@ -93,6 +93,10 @@ def test_a_run_goes_on_with_the_masks_that_it_began_with() -> None:
     hybrid = HybridConfig().build(Words(), seed=0)
     hybrid.mask_version = 1
     assert hybrid.parts["masked"].mask_version == 1
+    hybrid.mask_version = MASK_VERSION
+    data.objective = hybrid
+    TextDataModule.load_state_dict(data, {"objective": "causal"})  # of the stage before, which hid no tokens
+    assert hybrid.mask_version == MASK_VERSION
     diffusion = DiffusionConfig().build(Words(), seed=0)
     diffusion.mask_version = 1
     assert diffusion.validation_parts[""].mask_version == 1

@@ -164,6 +164,17 @@ def test_a_model_on_one_device_is_scored_as_it_stands(tiny: Any) -> None:
     assert Writer(tiny.config(), byte_tokenizer()).gathered_model(model) is model
 
 
+def test_a_model_of_vectors_has_no_samples_and_says_so(tiny: Any) -> None:
+    """Its head was not trained with it; of a causal one it wrote text, and a bidirectional one could not fill masks."""
+    for direction in ("true", "false"):
+        words = ["objective=contrastive", f"objective.left_to_right={direction}", "data=related"]
+        config = tiny.config(*words, "sample.prompts=[fox]")
+        model = build(config.model, config.objective, byte_tokenizer())
+        initialize(model, config.model, seed=0)
+        text = Writer(config, byte_tokenizer()).write(model, seed=1)
+        assert text.startswith("fox\n    (no sample: this model embeds texts and has no head that predicts tokens.")
+
+
 def test_samples_of_a_diffusion_run_continue_prompts_and_fill_masks(tiny: Any) -> None:
     config = tiny.config("model=diffusion_nano", "model.context_length=64")
     tokenizer = byte_tokenizer()

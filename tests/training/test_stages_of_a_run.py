@@ -12,7 +12,7 @@ from pretrain.config.compose import compose
 from pretrain.config.serialize import to_dict
 from pretrain.config.stages import course_of
 from pretrain.data.collate import IGNORE
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.evaluation.run import score
@@ -248,6 +248,57 @@ def test_spikes_are_looked_for_among_the_losses_of_one_objective(tiny) -> None:
     ]
     report = train(tiny.plan(*ENCODER, *stages, "trainer.max_steps=6", "divergence.on_spike=skip"))
     assert len(open_checkpoint(Path(report.folder)).progress["losses"]) == 4  # of b and c
+
+
+@pytest.mark.slow
+def test_early_stopping_counts_within_the_losses_of_one_objective(tiny) -> None:
+    """The best loss of another objective may stay the best for ever, and ended the run soon after a border."""
+    stop = ["callbacks=early_stopping", "callbacks.early_stopping.patience=2", "callbacks.early_stopping.min_delta=100"]
+    stages = ["stages.a.until_steps=2", "stages.b.objective.mask_probability=0.15", "trainer.max_steps=6"]
+    report = train(tiny.plan(*ENCODER, *stop, *stages, "trainer.val_check_interval=1"))
+    assert report.steps == 4  # step 2 is the first one of the other objective; it was step 3
+    assert "did not improve in the last 2 records" in report.ended
+
+
+@pytest.mark.slow
+def test_text_of_a_later_stage_that_it_cannot_use_is_refused_before_the_first_step(tiny, tmp_path: Path) -> None:
+    for name, labels in (("a", ("yes", "no")), ("b", ("yes", "maybe"))):
+        lines = [f"the fox {number}\t{labels[number % 2]}\n" for number in range(40)]
+        (tmp_path / f"{name}.tsv").write_text("".join(lines))
+    stages = ["stages.a.until_steps=2", "trainer.max_steps=4"]
+    labelled = ["data=labelled", f"data.path={tmp_path / 'a.tsv'}", "objective=classify", "model=bert_nano"]
+    (tmp_path / "short.txt").write_text("the fox " * 20)
+    needle = ["model=llama_nano", "model.context_length=128", "scores.every_n_steps=2"]
+    needle += [f"scores.needle=[{tmp_path / 'short.txt'}]", "stages.b.model.context_length=512"]
+    for words, error, message in [
+        ([*labelled, f"stages.b.data.path={tmp_path / 'b.tsv'}"], ConfigError,
+         r"in stages\.b: its training data has the labels maybe, yes, and that of the run has no, yes\. Give"),
+        (["callbacks=early_stopping", "stages.b.data.validation_fraction=0"], ConfigError,
+         r"in stages\.b: callbacks\.early_stopping watches the validation, and the run has no validation doc"),
+        (needle, DataError, r"in stages\.b: scores\.needle: .* tokens, too few for model\.context_length=512"),
+    ]:  # fmt: skip
+        plan = tiny.plan(*stages, *words)
+        with pytest.raises(error, match=message):
+            train(plan)
+        assert not list(plan.folder.glob("checkpoints/step-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["until_steps=4", "until_tokens=512"])
+def test_the_command_that_is_printed_makes_a_run_longer_whose_last_stage_has_an_end(tiny, end: str) -> None:
+    length = f"trainer.max_{end.removeprefix('until_')}"
+    tiny.words = [word for word in tiny.words if not word.startswith("trainer.max_steps")]
+    words = ["trainer.max_steps=-1", length] if "tokens" in length else [length]
+    report = train(tiny.plan("stages.a.until_steps=2", "stages.b.batch_size=4", f"stages.b.{end}", *words))
+    assert report.longer.endswith(f" stages.b.{end.partition('=')[0]}=null")
+    assert train(tiny.plan(f"resume={report.folder}", *report.longer.split())).steps == 8
+
+
+@pytest.mark.slow
+def test_a_validation_before_the_first_step_needs_none_in_a_later_stage(tiny) -> None:
+    words = ["trainer.validate_first=true", "stages.a.until_steps=2", "stages.b.data.validation_fraction=0"]
+    report = train(tiny.plan(*words, "trainer.max_steps=4"))
+    assert report.steps == 4
 
 
 @pytest.mark.slow

@@ -19,10 +19,13 @@ from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, open_family
 from pretrain.interop.names import Stored
 from pretrain.models.config import TransformerConfig
+from pretrain.objectives.fine_tuning_config import Pooling
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-_HUB_FILES = [CONFIG, INDEX, WEIGHTS, "model-*.safetensors", *NAMES]
+POOLING = "1_Pooling/config.json"  # of sentence-transformers
+POOLING_MODES = {Pooling.first: "cls_token", Pooling.last: "lasttoken", Pooling.mean: "mean_tokens"}
+_HUB_FILES = [CONFIG, INDEX, WEIGHTS, "model-*.safetensors", POOLING, *NAMES]
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 _HINT = "Is config.json that of these weights?"
@@ -127,6 +130,20 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
         raise CheckpointError(f"{folder} has no usable tokenizer: {error}") from error
     shape.vocab_multiple = _vocab_multiple(record, tokenizer)
     return HuggingFaceFolder(folder, family, shape, tokenizer, files)
+
+
+def stated_pooling(folder: Path) -> Pooling | None:
+    """Return how the modules of sentence-transformers beside a model pool its hidden states.
+
+    None without such modules, and where they pool in a way, or in several, that we do not have.
+    """
+    if not (folder / POOLING).is_file():
+        return None
+    record = read_config_json(folder / POOLING)
+    chosen = [key.removeprefix("pooling_mode_") for key, value in record.values.items() if value is True]
+    known = {mode: pooling for pooling, mode in POOLING_MODES.items()}
+    modes = [mode for mode in chosen if mode in known or mode.endswith("_tokens")]  # include_prompt is another key
+    return known.get(modes[0]) if len(modes) == 1 else None
 
 
 def weight_files(folder: Path) -> list[Path]:

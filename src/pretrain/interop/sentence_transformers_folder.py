@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from pretrain.errors import ConfigError
+from pretrain.interop.folder import POOLING_MODES
 from pretrain.interop.load import ModelFolder
 from pretrain.interop.write import AddedIds
 from pretrain.models.config import transformer_of
 from pretrain.objectives.fine_tuning_config import Pooling
 
-_MODES = {Pooling.first: "cls_token", Pooling.last: "lasttoken", Pooling.mean: "mean_tokens"}
 _OTHER_MODES = ("max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
 
 
@@ -24,9 +24,10 @@ def write_modules(folder: Path, source: ModelFolder, added_ids: AddedIds) -> Non
             "sentence_transformers=true needs a tokenizer that puts one token before and one behind a text, and this "
             "one does not. Fine-tune the model first (experiment=embed), or try sentence_transformers=false."
         )
-    pooling = objective.embedding_pooling or (Pooling.last if objective.causal else Pooling.mean)
+    auto = Pooling.last if objective.causal else Pooling.mean
+    pooling = objective.embedding_pooling or source.stated_pooling or auto
     shape = transformer_of(source.shape, "is exported to sentence-transformers")
-    modes = {f"pooling_mode_{name}": pooling is known for known, name in _MODES.items()}
+    modes = {f"pooling_mode_{name}": pooling is known for known, name in POOLING_MODES.items()}
     settings: dict[str, object] = {"word_embedding_dimension": shape.d_model, **modes}
     settings |= {f"pooling_mode_{name}": False for name in _OTHER_MODES}
     for name in ("1_Pooling", "2_Normalize"):

@@ -123,9 +123,9 @@ class Regress(Classify):
     def predictions(self, hidden: Tensor, head: Head, batch: Batch) -> Tensor:
         """Return the predicted number of each document, float32 (B, M)."""
         features, _ = self._at_targets(hidden, head, batch)
-        assert head.bias is not None
+        bias = None if head.bias is None else head.bias.float()  # none of model.classifier_head=score
         with torch.autocast(hidden.device.type, enabled=False):  # numbers in bf16 would tie
-            predicted = F.linear(features.float(), head.weight.float(), head.bias.float())
+            predicted = F.linear(features.float(), head.weight.float(), bias)
         return predicted.view(batch.targets.shape)
 
     def _squared_errors(self, predictions: Tensor, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 from enum import Enum
+from pathlib import Path
 from typing import ClassVar
 
 from pretrain.config.setting import Settings, setting
@@ -283,3 +284,6 @@ class PathsConfig(Settings):
         for name in ("logs_dir", "run_dir"):
             refuse_address(f"paths.{name}", getattr(self, name), copied)
         refuse_address("paths.cache_dir", self.cache_dir, "Try paths.cache_dir=.cache.")
+        for each in fields(self):  # a shell has done so, and YAML has not
+            if (path := getattr(self, each.name)) is not None and path.startswith("~/"):
+                setattr(self, each.name, str(Path(path).expanduser()))

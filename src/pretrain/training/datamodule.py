@@ -270,7 +270,8 @@ class TextDataModule(L.LightningDataModule):
         """
         self.excluded |= frozenset(state_dict.get("left_out", []))
         if self.objective.mask_version is not None:
-            version = state_dict.get("mask_version", 1)  # the first one was not recorded
+            drew = "mask_version" in state_dict or state_dict.get("objective") != "causal"  # else a stage begins to
+            version = state_dict.get("mask_version", 1) if drew else MASK_VERSION  # the first one was not recorded
             if version not in range(1, MASK_VERSION + 1):
                 raise DataError(
                     f"the resumed run drew its masks by mask_version {version!r}, and this program knows 1 to "

@@ -12,7 +12,7 @@ from pretrain.data.train_stream import ShuffledRows
 from pretrain.errors import ConfigError, DataError
 from pretrain.interop.load import LoadParameter, ModelFolder, build_without_weights
 from pretrain.launch.rank import log
-from pretrain.models.interface import LanguageModule
+from pretrain.models.interface import LanguageModule, build_model
 from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig, RegressConfig
 from pretrain.training.datamodule import TextDataModule
 
@@ -89,23 +89,28 @@ def _check_direction(config: RunConfig, base: ModelFolder, left_to_right: bool) 
         )
 
 
-def _with_new_tokens(config: RunConfig, base: ModelFolder, model: LanguageModule) -> LoadParameter:
+def _with_new_tokens(config: RunConfig, base: ModelFolder, prepared: Prepared, model: LanguageModule) -> LoadParameter:
     """Return the weights of a base model by name, with rows for tokens that its vocabulary lacks.
 
-    A new row is the mean of the others, so that it changes the predictions of the others little. Source: Hewitt 2021,
+    A new row is the mean of those of the base's tokens, so that it changes the predictions of the others little; it
+    takes the place of a row of padding, where the base has one. Source: Hewitt 2021,
     https://nlp.stanford.edu/~johnhew/vocab-expansion.html.
     """
-    before = build_without_weights(config.model, base.objective, base.tokenizer)
-    if before.vocab_size == model.vocab_size:
+    known, wanted = base.tokenizer.vocab_size, prepared.tokenizer.vocab_size
+    if known == wanted:
         return base.values(model)
+    before = build_without_weights(config.model, base.objective, base.tokenizer)
+    with torch.device("meta"):
+        wider = build_model(config.model, before.vocab_size + 1, before.causal)
     weights, sizes = base.values(before), {name: parameter.shape for name, parameter in before.named_parameters()}
+    by_token = {name for name, parameter in wider.named_parameters() if parameter.shape != sizes[name]}
 
     def load(name: str, size: torch.Size) -> Tensor:
         value = weights(name, sizes[name])
-        if value.shape == size:
+        if name not in by_token:
             return value
-        new = value.float().mean(0, keepdim=True).to(value.dtype)
-        return torch.cat([value, new.expand(size[0] - len(value), *value.shape[1:])])
+        new, padding = value[:known].float().mean(0, keepdim=True).to(value.dtype), value[wanted:]
+        return torch.cat([value[:known], new.expand(size[0] - known - len(padding), *value.shape[1:]), padding])
 
     return load
 
@@ -129,7 +134,7 @@ def base_weights(config: RunConfig, base: ModelFolder, prepared: Prepared, model
             )
         if isinstance(config.objective, ContrastiveConfig):
             _check_direction(config, base, config.objective.left_to_right)
-        return _with_new_tokens(config, base, model)
+        return _with_new_tokens(config, base, prepared, model)
     _check_direction(config, base, objective.left_to_right)
     if type(of_base) is type(objective) and getattr(of_base, "labels", None) == getattr(objective, "labels", None):
         return base.values(model)

@@ -17,7 +17,7 @@ from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.streaming.dataset import ALL, StreamingDataset
 from pretrain.data.streaming.read_ahead import ReadAhead, ReadAheadJob
 from pretrain.data.train_stream import bits_per_byte_of_a_nat
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, DataError
 from pretrain.interop.load import build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype
 from pretrain.launch.rank import log
@@ -37,7 +37,7 @@ from pretrain.training.callbacks.profile import Profile
 from pretrain.training.callbacks.progress import Progress
 from pretrain.training.callbacks.sample_prompts import SamplePrompt, prompts_of
 from pretrain.training.callbacks.samples import Samples, Writer
-from pretrain.training.callbacks.scores import Scores
+from pretrain.training.callbacks.scores import Scores, check_scored
 from pretrain.training.callbacks.system_metrics import SystemMetrics
 from pretrain.training.callbacks.text_ahead import TextAhead
 from pretrain.training.config import SampleConfig
@@ -61,7 +61,7 @@ from pretrain.training.run_state import (
 )
 from pretrain.training.throughput import Throughput
 from pretrain.training.trainer import build_trainer, open_loggers
-from pretrain.training.user_callbacks import UserCallbacks, build_user_callbacks, run_facts
+from pretrain.training.user_callbacks import UserCallbacks, build_user_callbacks, check_callbacks, run_facts
 from pretrain.training.validation import check_first_validation, not_validated
 from pretrain.training.validation_metrics import ValidationScores
 from pretrain.training.weight_average import build_average
@@ -143,7 +143,8 @@ def open_stage(run_plan: RunPlan) -> StageText:
     data.excluded = run_plan.excluded
     reasons = not_validated(config.data, prepared, data.validation_streams)
     text = StageText(run_plan, whole, device, course, replace(stage, config=config), prepared, data, reasons)
-    check_first_validation(config, reasons, text.validates)
+    if not start:
+        check_first_validation(config, reasons, text.validates)
     return text
 
 
@@ -164,11 +165,11 @@ def build_parts(text: StageText, throughput: Throughput, ending: ExitStack) -> R
     metrics = build_metrics(run_plan, throughput, vocabulary, text.device)
     state = RunState(trainer, module, metrics, text.data, _save_settings(text, module.model_with_loss.model))
     state.load(run_plan.resumed)
-    _forget_other_losses(module.spikes, text.course, run_plan.start)
     prompts = prompts_of(prepared, config.objective, config.model.context_length)
     writer = Writer(config, prepared.tokenizer, prompts)
     checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
     user_callbacks = _build_user_callbacks(text, prompts, checkpoints)
+    _forget_other_losses(module.spikes, user_callbacks, text.course, run_plan.start)
     state.add_user_callbacks(user_callbacks)
     state.logger_ids = lambda: ids_of(loggers)
     return RunParts(text, trainer, module, metrics, state, writer, checkpoints, user_callbacks)
@@ -193,13 +194,33 @@ def _build_model(text: StageText) -> LanguageModule:
 
 
 def _check_stages(text: StageText, model: LanguageModule) -> None:
-    """Raise ConfigError for a stage whose objective the tokenizer or the model cannot follow, before the first step."""
+    """Raise for a stage that the tokenizer, the model or its own text cannot follow, before the first step."""
     for stage in text.course.stages:
         try:
             stage.config.objective.build(text.prepared.tokenizer, stage.config.seed)
             check_supported(stage.config, model)
-        except ConfigError as error:
-            raise ConfigError(f"in stages.{stage.name}: {error}" if stage.name else str(error)) from error
+            if stage.number > text.stage.number:
+                _check_later(text, stage)
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"in stages.{stage.name}: {error}" if stage.name else str(error)) from error
+
+
+def _check_later(text: StageText, stage: Stage) -> None:
+    """Raise ConfigError or DataError for text or examples that a later stage cannot use."""
+    config = stage.config
+    if config.scores.every_n_steps and config.model.context_length != text.config.model.context_length:
+        check_scored(config, text.prepared.tokenizer)
+    watched = any(each.monitors_validation for each in config.callbacks.values())
+    if stage.text == text.stage.text or not (watched or config.objective.classifier):
+        return
+    found = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log, text.whole.data)
+    check_callbacks(config, bool(found.validation))
+    if config.objective.classifier and found.labels != text.prepared.labels:
+        raise ConfigError(
+            f"its training data has the labels {', '.join(found.labels)}, and that of the run has "
+            f"{', '.join(text.prepared.labels)}. Give all stages the same labels, or train it as another run: "
+            "init_from=<run>."
+        )
 
 
 def _build_module(text: StageText, model: LanguageModule) -> TrainingModule:
@@ -270,11 +291,15 @@ def _save_settings(text: StageText, model: LanguageModule) -> SaveSettings:
     )
 
 
-def _forget_other_losses(spikes: Spikes, course: Course, start: int) -> None:
-    """Empty the window of losses where a stage with others begins: its own would be a spike, again at each rewind."""
+def _forget_other_losses(spikes: Spikes, user_callbacks: UserCallbacks, course: Course, start: int) -> None:
+    """Forget the losses so far where a stage with others begins.
+
+    Its own would be a spike, again at each rewind, and might never be better than the best of the stage before.
+    """
     stage = course.at(start)
     if start and start == stage.begin and course.changes_losses(stage):
         spikes.losses.clear()
+        user_callbacks.forgets_losses = True
 
 
 def _build_user_callbacks(text: StageText, prompts: list[SamplePrompt], checkpoints: Checkpoints) -> UserCallbacks:

@@ -196,13 +196,21 @@ def _build_report(parts: RunParts, validation: dict[str, float]) -> Report:
         skipped_steps=module.skipped_steps,
         excluded=sorted(parts.data.excluded),
         sample=parts.writer.sample(parts.model, seed=config.seed),
-        longer=module.length.doubled(steps),
+        longer=_longer(parts, steps),
         not_validated=not_validated(config.data, parts.text.prepared, list(targets)),
         validation_targets=targets,
         named_again=_named_again(parts.run_plan),
         ended=_why_ended(parts),
         chats=config.data.kind == "chat",
     )
+
+
+def _longer(parts: RunParts, steps: int) -> str:
+    """Return the settings that double the length of the run, whose last stage then ends with it."""
+    stages = parts.text.whole.stages
+    entry, name = (stages[list(stages)[-1]], list(stages)[-1]) if stages else ({}, "")
+    fixed = [key for key in ("until_steps", "until_tokens") if entry.get(key) is not None]
+    return " ".join([parts.module.length.doubled(steps), *(f"stages.{name}.{key}=null" for key in fixed)])
 
 
 def _named_again(run_plan: RunPlan) -> list[str]:

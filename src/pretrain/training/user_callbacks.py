@@ -11,6 +11,7 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.launch.branch import is_begun
 from pretrain.launch.rank import log
 from pretrain.launch.run_plan import RunPlan
+from pretrain.training.callbacks.early_stopping import RunEarlyStopping
 from pretrain.training.callbacks.plain_state import from_plain, to_plain
 from pretrain.training.logger_config import RunFacts
 
@@ -22,6 +23,7 @@ class UserCallbacks:
         self.callbacks = callbacks
         self._saved: dict[str, Any] = {}
         self._left_out: set[str] = set()
+        self.forgets_losses = False  # the run is where a stage with other losses begins
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every callback that has one; what is no plain data is left out with a warning, once."""
@@ -53,6 +55,9 @@ class UserCallbacks:
                         "to start it anew, or leave it out."
                     ) from error
         self._saved = {}
+        for callback in self.callbacks.values():
+            if self.forgets_losses and isinstance(callback, RunEarlyStopping):
+                callback.forget_losses()
 
     def why_stopped(self) -> str:
         """Return the reason that a callback gives for having ended the run; empty if none gives one."""
@@ -79,11 +84,8 @@ def run_facts(run_plan: RunPlan) -> RunFacts:
     )
 
 
-def build_user_callbacks(config: RunConfig, facts: RunFacts, validates: bool) -> UserCallbacks:
-    """Return the callbacks that the settings name; `validates`: whether the run has validation data.
-
-    Raises ConfigError for one that has nothing to watch or to log to, and for a class that cannot be used.
-    """
+def check_callbacks(config: RunConfig, validates: bool) -> None:
+    """Raise ConfigError for a callback that has nothing to watch or to log to; `validates` as in the next function."""
     for name, each in config.callbacks.items():
         if each.needs_logger and not config.loggers:
             raise ConfigError(f"callbacks.{name} logs curves, and the run has no logger. Try logger=csv.")
@@ -92,6 +94,14 @@ def build_user_callbacks(config: RunConfig, facts: RunFacts, validates: bool) ->
                 f"callbacks.{name} watches the validation, and the run has no validation documents. "
                 f"Try data.validation_fraction=0.05, or callbacks.{name}=null."
             )
+
+
+def build_user_callbacks(config: RunConfig, facts: RunFacts, validates: bool) -> UserCallbacks:
+    """Return the callbacks that the settings name; `validates`: whether the run has validation data.
+
+    Raises ConfigError for one that has nothing to watch or to log to, and for a class that cannot be used.
+    """
+    check_callbacks(config, validates)
     return UserCallbacks({name: each.build(name, facts) for name, each in config.callbacks.items()})
 
 

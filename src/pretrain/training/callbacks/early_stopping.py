@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from pretrain.errors import ConfigError
@@ -31,6 +32,11 @@ class RunEarlyStopping(EarlyStopping):
         self.stopped_epoch = int(state_dict["stopped_epoch"])
         self.best_score = state_dict["best_score"]
         self.checked_at = int(state_dict["checked_at"])
+
+    def forget_losses(self) -> None:
+        """Count anew: what was the best so far is of other rows, or of another objective."""
+        self.wait_count = 0
+        self.best_score = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop before the first step where the run had stopped already, with as much patience or less."""

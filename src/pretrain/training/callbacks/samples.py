@@ -58,6 +58,7 @@ class Writer:
                 regressor=objective.regressor,
                 denoises=objective.denoises,
                 shift_targets=objective.shift_targets,
+                pooling=objective.embedding_pooling,
             )
             with torch.compiler.set_stance("force_eager"):  # do not recompile the blocks for inference
                 sample = self.config.sample

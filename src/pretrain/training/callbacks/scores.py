@@ -95,6 +95,14 @@ def open_haystacks(config: ScoresConfig, run: RunConfig, tokenizer: Tokenizer) -
     return found
 
 
+def check_scored(config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Raise DataError or ConfigError for an example or a text that is too long or too short for the run's context."""
+    objective = config.objective
+    for task in open_tasks(config.scores, objective.causal or objective.denoises):
+        check_examples(task, tokenizer, config.model.context_length, objective.causal)
+    open_haystacks(config.scores, config, tokenizer)
+
+
 class Scores(StepCallback):
     """Logs `eval/<file>/<metric>` every n steps and at the end, without drawing the training's random numbers.
 
