@@ -7,7 +7,7 @@ not a record. `columns` maps settings to the columns that they name, which the f
 import codecs
 import csv
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -19,6 +19,7 @@ from pretrain.errors import DataError
 
 MAX_DOCUMENT_BYTES = 1 << 30  # a document is held in memory: a larger one is a mistake or a decompression bomb
 MAX_FIELD_CHARACTERS = 1 << 26  # of CSV, whose parser needs four bytes for each
+LINES_AHEAD = 64  # that are looked at to tell whether a quotation mark is closed in a later line
 
 Records = Iterator[tuple[str, dict[str, Any]]]
 
@@ -211,12 +212,16 @@ def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
     """Yield the rows below the heading, read by Python's csv module.
 
     Fields may be quoted and hold line ends. The delimiter is the first of those that give the heading the columns.
+    In a table with tabs a quotation mark that does not quote a field is text.
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     lines = ((number, line.decode("utf8", "surrogateescape")) for number, line in lines_of(stream, name))
     first, heading = next(((number, line) for number, line in lines if line.strip()), (0, ""))
     names, delimiter = _heading(heading, name, columns, delimiters)
-    rows = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
+    texts = (line for _, line in lines)
+    if delimiters == "\t":
+        texts = _all_quoted(texts, len(names))
+    rows = csv.reader(texts, delimiter=delimiter, strict=True)
     while True:
         number = first + rows.line_num + 1  # first line of the row
         try:
@@ -232,6 +237,55 @@ def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
             skipped["invalid UTF-8"] += 1
         else:
             yield f"{name}:{number}", dict(zip(names, row, strict=True))
+
+
+def _all_quoted(lines: Iterator[str], fields: int) -> Iterator[str]:
+    """Yield the lines of a table with tabs; those with quotation marks that quote no field are rewritten as CSV.
+
+    Many such tables, as those of GLUE, never quote: a text that begins with a quotation mark would swallow the rows up
+    to the next one. Those that spreadsheets and pandas write quote as CSV does.
+    """
+    ahead: deque[str] = deque()
+    is_open = False  # whether a quoted field goes on
+    while line := ahead.popleft() if ahead else next(lines, ""):
+        if is_open:
+            is_open = line.count('"') % 2 == 0
+        elif '"' in line:
+            is_row, is_open = _parsed([line], fields)
+            is_full = line.count("\t") == fields - 1
+            if is_full and not is_row and not (is_open and _goes_on(line, lines, ahead, fields)):
+                quoted = (field.replace('"', '""') for field in line.rstrip("\r\n").split("\t"))
+                line, is_open = '"' + '"\t"'.join(quoted) + '"\n', False
+        yield line
+
+
+def _parsed(lines: list[str], fields: int) -> tuple[bool, bool]:
+    """Return whether lines are one row with so many fields, and whether a quoted field is open at their end."""
+    try:
+        rows = list(csv.reader(lines, delimiter="\t", strict=True))
+    except csv.Error as error:
+        return False, "unexpected end" in str(error)
+    return len(rows) == 1 and len(rows[0]) == fields, False
+
+
+def _goes_on(line: str, lines: Iterator[str], ahead: deque[str], fields: int) -> bool:
+    """Return whether a field that a line leaves open goes on in the next ones, which are added to `ahead`.
+
+    It does if the next line is no row of its own. If it could be, the line with the next quotation mark has to close
+    a field of a whole row, and the table two columns: of more, as many tabs are no accident.
+    """
+    row = [line]
+    for number in range(LINES_AHEAD):
+        if number == len(ahead):
+            if not (following := next(lines, "")):
+                return False
+            ahead.append(following)
+        row.append(ahead[number])
+        if row[-1].count("\t") != fields - 1:
+            return True
+        if '"' in row[-1]:
+            return fields == 2 and _parsed(row, fields)[0]
+    return False
 
 
 def _is_utf8(row: list[str]) -> bool:
