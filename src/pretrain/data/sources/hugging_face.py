@@ -105,8 +105,8 @@ class HuggingFace(Source):
             builder = datasets.load_dataset_builder(
                 self.config.path, name=self.config.subset, revision=self.config.revision
             )
-        except (OSError, ValueError) as error:
-            raise self._unreadable(error) from error
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise self._unreadable(error) from error  # RuntimeError: a data set that is a script
         return str(builder.hash)
 
     def origin(self) -> str:
