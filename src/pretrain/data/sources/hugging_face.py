@@ -178,6 +178,14 @@ class HuggingFace(Source):
         return DataError(f"{chosen} cannot be read: {type(error).__name__}: {reason} Check {where}.")
 
 
+def files_digest(folder: Path) -> int:
+    """Return a hash of the names, sizes and times of all files of a folder."""
+    import xxhash
+
+    states = [[name, *state[:2]] for name, state in _state_of_files(folder).items()]
+    return xxhash.xxh3_64_intdigest(json.dumps(states).encode())
+
+
 def _state_of_files(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Return size (bytes), modification time (ns) and inode of each file, by name."""
     states = {}
