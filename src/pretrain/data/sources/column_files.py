@@ -82,6 +82,12 @@ def _check_columns(name: str, columns: dict[str, str], present: Any) -> None:
             raise missing_column(name, column, present, setting)
 
 
+def _check_distinct(name: str, columns: dict[str, str], present: list[str]) -> None:
+    if doubled := [column for column in columns.values() if present.count(column) > 1]:
+        raise DataError(f"{name} has two columns called {printable(doubled[0])}. Give one another name.")
+
+
+_NOT_ALWAYS_TEXT = ("label_column", "date_column")  # of parquet, where JSON may have numbers too
 _NO_OBJECT = "not a JSON object"
 _NOT_JSON = object()  # stands for a value of an array that Python does not read
 
@@ -306,9 +312,7 @@ def _heading(heading: str, name: str, columns: dict[str, str], delimiters: str) 
         except csv.Error:
             continue
         if all(column in names for column in columns.values()):
-            doubled = [column for column in columns.values() if names.count(column) > 1]
-            if doubled:
-                raise DataError(f"{name} has two columns called {printable(doubled[0])}. Give one another name.")
+            _check_distinct(name, columns, names)
             return names, delimiter
         headings.append(names)
     names = max(headings, key=len, default=[])
@@ -319,7 +323,7 @@ def _heading(heading: str, name: str, columns: dict[str, str], delimiters: str) 
 def parquet_records(
     stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str], row_groups: range | None = None
 ) -> Records:
-    """Yield the wanted columns of each row, of all row groups or of some; every column but the label must hold text.
+    """Yield the wanted columns of each row, of all row groups or of some; columns but labels and dates must hold text.
 
     Rows are numbered from 1 within the row groups that are read.
     """
@@ -329,10 +333,12 @@ def parquet_records(
     try:
         file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
         _check_columns(name, columns, file.schema_arrow.names)
+        _check_distinct(name, columns, file.schema_arrow.names)
         wanted = list(dict.fromkeys(columns.values()))
+        others = {column for setting, column in columns.items() if setting.endswith(_NOT_ALWAYS_TEXT)}
         number = 0
         for batch in file.iter_batches(256, row_groups, wanted):
-            values = [_values(batch.column(column), column == columns.get("data.label_column")) for column in wanted]
+            values = [_values(batch.column(column), column in others) for column in wanted]
             for row in zip(*values, strict=True):
                 number += 1
                 try:
@@ -352,7 +358,8 @@ def _values(array: Any, may_be_number: bool) -> list[Any]:
     """Return the values of a column; text as bytes, so that a bad row stops no other."""
     import pyarrow as pa
 
-    if may_be_number and (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+    kind = array.type
+    if may_be_number and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         return list(array.to_pylist())
     if pa.types.is_temporal(array.type):
         array = array.cast(pa.string())
