@@ -224,7 +224,7 @@ def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
     lines = ((number, line.decode("utf8", "surrogateescape")) for number, line in lines_of(stream, name))
     first, heading = next(((number, line) for number, line in lines if line.strip()), (0, ""))
     names, delimiter = _heading(heading, name, columns, delimiters)
-    texts = (line for _, line in lines)
+    texts: Iterator[str] = (line for _, line in lines)
     if delimiters == "\t":
         texts = _all_quoted(texts, len(names))
     rows = csv.reader(texts, delimiter=delimiter, strict=True)
