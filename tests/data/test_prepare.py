@@ -14,7 +14,7 @@ from pretrain.data.config import (
     MixtureSource,
     TextFilesConfig,
 )
-from pretrain.data.prepare import Prepared, prepare
+from pretrain.data.prepare import Prepared, kept_store, prepare
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, DataError
 
@@ -139,3 +139,15 @@ def test_an_error_names_the_setting_of_its_source(
         setattr(mixture.sources["owls"].text, name, value)
     with pytest.raises(kind, match=message):
         prepared(mixture, tmp_path, tokenizer)
+
+
+def test_a_store_is_found_beside_damaged_ones_of_other_text(mixture: MixtureConfig, tmp_path: Path) -> None:
+    (store,) = prepared(mixture.parts()["owls"], tmp_path, BytesTokenizerConfig())[0].train.values()
+    for name, content in (("a", b'{"fingerprint": '), ("b", b"[]")):
+        folder = tmp_path / "cache" / "stores" / name / "train"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_bytes(content)
+    found = kept_store(store.fingerprint, tmp_path / "cache")
+    assert found is not None
+    assert found.folder == store.folder
+    assert kept_store("another", tmp_path / "cache") is None

@@ -5,6 +5,7 @@ Settings are read before torch is loaded, so each task imports what it needs.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -87,8 +88,13 @@ def prepare(config: PrepareConfig, overrides: list[str]) -> None:
                 print(printable(line))
     if config.output is not None:
         write_prepared(Path(config.output).expanduser(), prepared.corpora[""].folder, config.data.validation_fraction)
-        line = f"{config.output}; to train on it: {command('train')} data=prepared data.path={config.output}"
+        line = f"{config.output}; to train on it: {command('train')} data=prepared {_typed_path(config.output)}"
         print(printable(f"written     {line}", one_line=True))
+
+
+def _typed_path(folder: str) -> str:
+    """Return data.path as it is typed in a shell, where a folder's name may hold blanks."""
+    return shlex.quote(f"data.path={folder}")
 
 
 def curate(config: CurateConfig, overrides: list[str]) -> None:
@@ -104,7 +110,7 @@ def curate(config: CurateConfig, overrides: list[str]) -> None:
     print(printable(f"report      {report}", one_line=True))
     print(
         printable(
-            f"corpus      {config.output}; to train on it: {command('train')} data=curated data.path={config.output}"
+            f"corpus      {config.output}; to train on it: {command('train')} data=curated {_typed_path(config.output)}"
         )
     )
 

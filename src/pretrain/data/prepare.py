@@ -141,7 +141,10 @@ def kept_store(fingerprint: str, cache: Path) -> Store | None:
     So the tokens of a single source are found when its text has changed since. Raises DataError if it is damaged.
     """
     for path in sorted((cache / "stores").glob("*/train/manifest.json")):
-        if json.loads(path.read_bytes()).get("fingerprint") == fingerprint:
+        manifest = None
+        with suppress(OSError, DataError):  # another text's may be damaged, or is being deleted
+            manifest = read_json(path)
+        if isinstance(manifest, dict) and manifest.get("fingerprint") == fingerprint:
             return Store(path.parent)
     return None
 

@@ -23,7 +23,10 @@ WRITTEN = {
     "ODC-By-1.0": ["odc-by", "https://opendatacommons.org/licenses/by/1-0/"],
     "GPL-3.0": ["GNU General Public License v3.0", "gpl-3.0", "GNU GPLv3"],
     "LicenseRef-CC-BY": ["CC-BY"], "LicenseRef-GPL": ["gpl"], "LicenseRef-BSD": ["BSD License"],
-    "MIT OR Apache-2.0": ["MIT OR Apache 2.0", "(mit OR apache-2.0)"],
+    "MIT OR Apache-2.0": ["MIT OR Apache 2.0", "(mit OR apache-2.0)", "(MIT OR Apache-2.0"],
+    "MIT AND CC-BY-NC-4.0 OR Apache-2.0 AND CC-BY-NC-4.0": ["(MIT OR Apache-2.0) AND CC-BY-NC-4.0"],
+    "MIT OR Apache-2.0 AND CC-BY-NC-4.0": ["MIT OR (Apache-2.0 AND CC-BY-NC-4.0)",
+                                            "((MIT) OR (Apache-2.0 AND CC-BY-NC-4.0))"],
     "GFDL-1.3": ["https://www.gnu.org/licenses/fdl-1.3.html"], "LicenseRef-GFDL": ["http://www.gnu.org/copyleft/fdl.html"],
     "GPL-2.0": ["https://www.gnu.org/licenses/old-licenses/gpl-2.0.html"],
     "ODbL-1.0": ["https://opendatacommons.org/licenses/odbl/1-0/"], "PDDL-1.0": ["https://opendatacommons.org/licenses/pddl/"],
@@ -31,7 +34,9 @@ WRITTEN = {
     "CC-BY-NC-ND-1.0": ["http://creativecommons.org/licenses/by-nd-nc/1.0/"],
     "unknown": ["https://creativecommons.org/licenses/nc-sa/1.0/", "https://www.gnu.org/licenses/lgpl.html",
                 "", "other", "Creative Commons", "cc", "No License", "Custom (commercial)", "Modified MIT License",
-                "© 2020 Somebody", "MIT AND nobody knows", "https://creativecommons.org/licenses/by/9.9/"],
+                "© 2020 Somebody", "MIT AND nobody knows", "MIT AND OR MIT",
+                "MIT OR " * 60 + "MIT", " AND ".join(["(MIT OR ISC)"] * 7), "(MIT OR ISC) x (MIT OR ISC)",
+                "https://creativecommons.org/licenses/by/9.9/"],
 }  # fmt: skip
 
 

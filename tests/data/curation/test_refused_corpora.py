@@ -16,6 +16,7 @@ from curation_documents import lines, settings
 
 from pretrain.data.config import CuratedConfig
 from pretrain.data.curation.base_corpus import index_dtype, index_of, open_base
+from pretrain.data.curation.config import CurationConfig, HuggingFaceSource
 from pretrain.data.curation.curate import curate
 from pretrain.data.curation.forget import forgotten_before
 from pretrain.data.curation.manifest import check_identity, manifest_bytes, read_manifest
@@ -172,3 +173,35 @@ def test_a_disk_without_room_for_the_texts_is_found_before_they_are_read(
         curate(settings(tmp_path / "a.jsonl", tmp_path / "out"), report=lambda line: None)
     assert not list((tmp_path / "out" / "work").glob("read-*"))
     assert json.loads(next((tmp_path / "out" / "work").glob("files-*/plan.json")).read_text())
+
+
+@pytest.mark.slow
+def test_a_hugging_face_folder_that_has_changed_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "the text of before"}\n')
+    source = HuggingFaceSource(path=str(folder), license="MIT")
+    config = CurationConfig(output=str(tmp_path / "out"), sources={"a": source}, workers=1)
+    assert curate(config, report=lambda line: None)["documents"] == 1
+    assert curate(config, report=lambda line: None)["documents"] == 1
+    (folder / "train-2.jsonl").write_text('{"text": "another text"}\n')
+    with pytest.raises(DataError, match=r"a/set train has changed since this curation began in .* another output"):
+        curate(config, report=lambda line: None)
+
+
+def test_a_corpus_that_keeps_equal_texts_is_sound(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "twice the same"}\n' * 2)
+    curate(settings(tmp_path / "a.jsonl", tmp_path / "corpus", "duplicates=off"), report=lambda line: None)
+    assert verify(tmp_path / "corpus").documents == 2
+
+
+def test_texts_that_none_can_use_are_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": 5}\n{"text": null}\n{"text": ""}\n')
+    config = settings(tmp_path / "a.jsonl", tmp_path / "corpus")
+    with pytest.raises(DataError, match=r"left of 3: none can be used: 2 text is no string, 1 empty\. Name files"):
+        curate(config, report=lambda line: None)
+    (tmp_path / "a.jsonl").write_text("")
+    config = settings(tmp_path / "a.jsonl", tmp_path / "none")
+    with pytest.raises(DataError, match=r"no document is left of 0: the files of the sources hold none\. Name"):
+        curate(config, report=lambda line: None)

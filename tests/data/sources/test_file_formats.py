@@ -200,6 +200,27 @@ def test_a_heading_decides_the_delimiter_and_lacking_columns_are_named(tmp_path:
         texts(text_source(tmp_path / "b.tsv"))
 
 
+def test_a_quotation_mark_in_a_table_with_tabs_is_text_where_it_quotes_nothing(tmp_path: Path) -> None:
+    """GLUE's tables never quote; those of spreadsheets and pandas do."""
+    path = tmp_path / "a.tsv"
+    path.write_text(
+        'id\ttext\tlabel\n1\t"I am here,\t0\n2\the said."\t1\n3\t"Yes" it is\t0\n4\ta 5" disk\t1\n'
+        '5\t"two\n\nlines, ""quoted"""\t0\n6\t"a\ttab"\t1\n7\t"never closed\t0\n8\tlast\t1\n'
+    )
+    source = LabelledTextConfig(path=str(path)).open()
+    assert [(document.text, document.label) for document in source.documents()] == [
+        ('"I am here,', "0"), ('he said."', "1"), ('"Yes" it is', "0"), ('a 5" disk', "1"),
+        ('two\n\nlines, "quoted"', "0"), ("a\ttab", "1"), ('"never closed', "0"), ("last", "1"),
+    ]  # fmt: skip
+    assert not source.skipped
+    path.write_text('prompt\tresponse\nWrite f\t"def f():\n\treturn ""x"""\n"Why?\tBecause\nSo "what"\tno\n')
+    pairs = PairsConfig(path=str(path)).open()
+    assert [document.text for document in pairs.documents()] == [
+        'Write f\ndef f():\n\treturn "x"', '"Why?\nBecause', 'So "what"\nno',
+    ]  # fmt: skip
+    assert [document.name for document in pairs.documents()] == ["a.tsv:2", "a.tsv:4", "a.tsv:5"]
+
+
 # JSON arrays
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -85,6 +86,11 @@ def test_a_data_set_that_cannot_be_had_is_refused(saved: Path, tmp_path: Path, m
         texts(remote)
     with pytest.raises(DataError, match=r"data\.path=someone/no-such-data-set .* cannot be read"):
         remote.fingerprint()
+    with monkeypatch.context() as patch:
+        scripts = RuntimeError("Dataset scripts are no longer supported, but found old.py")
+        patch.setattr(datasets, "load_dataset_builder", Mock(side_effect=scripts))
+        with pytest.raises(DataError, match=r"data\.path=someone/old .* cannot be read: .*scripts are no longer"):
+            HuggingFaceConfig(path="someone/old").open().fingerprint()
     for path in (str(tmp_path / "nowhere"), str(saved / "raw" / "train.jsonl")):
         with pytest.raises(DataError, match=r"data\.path=.* is not a folder"):
             HuggingFaceConfig(path=path).open()

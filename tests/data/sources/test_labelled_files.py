@@ -148,3 +148,25 @@ def test_pairs_of_texts_come_from_columns_alone(tmp_path: Path) -> None:
     plain.write_text("x\tpos\n")
     with pytest.raises(DataError, match=r"plain\.tsv has no columns, but data\.pair_column=b names one\. Name a file"):
         found(labelled(plain, pair_column="b"))
+
+
+def test_a_number_to_predict_is_no_boolean(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"text": "a", "label": True}, {"text": "b", "label": "1.5"})
+    source = LabelledTextConfig(path=str(path), numeric_labels=True).open()
+    assert [document.number for document in source.documents()] == [1.5]
+    assert dict(source.skipped) == {"text is no string, or label no finite number": 1}
+
+
+def test_a_label_of_parquet_is_what_it_is_in_json(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    for values in ([True, False], [1, 0], ["yes", "no"]):
+        pyarrow.parquet.write_table(pa.table({"text": ["a", "b"], "label": values}), tmp_path / "a.parquet")
+        rows = ({"text": text, "label": label} for text, label in zip("ab", values, strict=True))
+        write(tmp_path / "a.jsonl", *rows)
+        found = [
+            [(document.text, document.label) for document in LabelledTextConfig(path=str(path)).open().documents()]
+            for path in (tmp_path / "a.parquet", tmp_path / "a.jsonl")
+        ]
+        assert found[0] == found[1] == [("a", str(values[0])), ("b", str(values[1]))]

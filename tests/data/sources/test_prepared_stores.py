@@ -305,3 +305,13 @@ def test_who_is_to_forget_a_document_finds_the_folder(written: Path, copy: Path,
     name = prepare(PreparedConfig(path=str(copy)), OWN, cache, silent).train[""].document_name(0)
     held = stores_that_hold(frozenset([name]), cache, [tmp_path / "copy"])
     assert {store.corpus for store in held} == {cache / "remote" / "stores" / "a", copy}
+
+
+def test_the_command_that_trains_on_a_folder_can_be_typed(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register_schemas("prepare", PrepareConfig)
+    output = tmp_path / "my stores"
+    words = ["data=text_files", f"data.path={corpus}", "tokenizer=bytes", f"paths.cache_dir={tmp_path}/cache"]
+    tasks.prepare(compose("prepare", [*words, f"output={output}"]), [])
+    assert f"data=prepared 'data.path={output}'\n" in capsys.readouterr().out

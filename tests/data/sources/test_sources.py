@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,24 @@ def test_parquet_is_read_by_column_with_bad_rows_counted(tmp_path: Path) -> None
     assert texts(source) == ["one", "four", "five", "five"]
     assert names(source)[:2] == ["a.parquet:1", "a.parquet:4"]
     assert source.skipped == {"invalid UTF-8": 1, "text is no string": 1}
+
+
+def test_a_date_of_parquet_may_be_a_number(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", text=["a", "b"], year=[2024, None])
+    columns = {"sources.<name>.text_column": "text", "sources.<name>.date_column": "year"}
+    with (tmp_path / "a.parquet").open("rb") as stream:
+        rows = [row for _, row in column_files.parquet_records(stream, "a.parquet", columns, Counter())]
+    assert rows == [{"text": "a", "year": 2024}, {"text": "b", "year": None}]
+
+
+def test_parquet_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    columns = [pa.array([text]) for text in "ab"]
+    pyarrow.parquet.write_table(pa.table(columns, names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet has two columns called text\. Give one another name"):
+        texts(text_source(tmp_path))
 
 
 def test_a_separator_splits_also_where_it_straddles_two_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from pretrain.data.config import PretrainedTokenizerConfig
 from pretrain.data.tokenizers import load as tokenizer_files
+from pretrain.data.tokenizers.load import find_tokenizer
 from pretrain.data.tokenizers.tokenizer import Tokenizer
+from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import DataError
 
 
@@ -94,3 +96,26 @@ def test_unknown_hub_names_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
             PretrainedTokenizerConfig(path=path).load()
     with pytest.raises(DataError, match=r"tokenizer\.path=.*nowhere is not a folder"):
         PretrainedTokenizerConfig(path=str(tmp_path / "nowhere")).load()
+
+
+def test_a_hub_that_breaks_off_gives_no_half_of_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    byte_tokenizer().save(tmp_path)
+
+    def download(path: str, name: str, revision: str | None) -> str:
+        if name != "tokenizer.json":
+            raise LocalEntryNotFoundError("the hub answers 429")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    with pytest.raises(DataError, match=r"tokenizer\.path=someone/one .* the hub answers 429"):
+        find_tokenizer("someone/one", None)
+    known_to_be_missing = huggingface_hub._CACHED_NO_EXIST
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names, revision: known_to_be_missing)
+        assert find_tokenizer("someone/one", None) == tmp_path
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    assert find_tokenizer("someone/one", None) == tmp_path, "offline, the cache is all that is known"

@@ -86,6 +86,7 @@ from pretrain.data.curation.web.reading import library_versions, not_reproducibl
 from pretrain.data.curation.words import WORDS_VERSION
 from pretrain.data.curation.writing import WRITE_VERSION, merge_attribution, merge_samples, write_unit
 from pretrain.data.progress import Progress
+from pretrain.data.sources.source import counted
 from pretrain.errors import CheckpointError, DataError, printable
 from pretrain.files.atomic_files import sync_to_disk, write_atomically
 from pretrain.files.untrusted_files import read_json
@@ -374,17 +375,17 @@ class _Curation:
 
     def _nothing_left(self, sources: dict[str, Any]) -> DataError:
         counts = add_all(source["documents"] for source in sources.values())
-        removed = counts["removed"] | {"unusable": {"first": sum(counts["unusable"].values())}}
+        start, unusable = f"no document is left of {counts['read']:,}: ", counts["unusable"]
+        if sum(unusable.values()) == counts["read"]:
+            why = f"none can be used: {counted(unusable)}" if unusable else "the files of the sources hold none"
+            return DataError(f"{start}{why}. Name files with text: sources.<name>.path=<folder>.")
+        removed = counts["removed"] | {"unusable": {"first": sum(unusable.values())}}
         removed |= {rule: {"first": counts[rule]} for rule in DUPLICATE_RULES}
         rule, most = max(removed.items(), key=lambda item: item[1]["first"])
-        return DataError(
-            f"no document is left of {counts['read']:,}: {rule} removed most of them, {most['first']:,}. "
-            + (
-                "They are in the base corpus already: nothing is new."
-                if self.base.shards and rule in DUPLICATE_RULES
-                else "Try other rules, such as rules=none, or licenses=any."
-            )
-        )
+        remedy = "Try other rules, such as rules=none, or licenses=any."
+        if self.base.shards and rule in DUPLICATE_RULES:
+            remedy = "They are in the base corpus already: nothing is new."
+        return DataError(f"{start}{rule} removed most of them, {most['first']:,}. {remedy}")
 
     def _settings(self) -> dict[str, Any]:
         """Return the settings without the folders of this machine."""

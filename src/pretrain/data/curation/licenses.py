@@ -5,6 +5,8 @@ SPDX: https://spdx.org/licenses. Classes of permissive licenses: https://blueoak
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from enum import Enum
 from functools import cache, lru_cache
@@ -115,6 +117,10 @@ _LONG_NAMES = (
     ("no derivatives", "nd"),
 )  # fmt: skip
 
+_OPERATOR = re.compile(r"\s(?:AND|OR)\s")
+_MAX_CHARACTERS = 300  # of a name or an expression
+_MAX_ALTERNATIVES = 64
+
 
 @lru_cache(maxsize=4096)  # names come from untrusted columns
 def spdx_name(written: str) -> str:
@@ -122,10 +128,12 @@ def spdx_name(written: str) -> str:
 
     Understood are SPDX names and expressions, addresses of Creative Commons, tags of Hugging Face, common long names.
     """
-    text = written.strip()[:300]
-    if len(parts := re.split(r"\s+(AND|OR)\s+", text.strip("()"))) > 1:
-        names = [part if part in ("AND", "OR") else spdx_name(part.strip("() ")) for part in parts]
-        return UNKNOWN if UNKNOWN in names else " ".join(names)
+    text = written.strip()[:_MAX_CHARACTERS]
+    if _OPERATOR.search(text):
+        if len(written.strip()) > _MAX_CHARACTERS:  # the rest may ask for more
+            return UNKNOWN
+        alternatives = _alternatives(text if text.count("(") == text.count(")") else text.strip("()"))
+        return " OR ".join(" AND ".join(names) for names in alternatives) or UNKNOWN
     if address := _CC_ADDRESS.search(text):
         if address["public"]:
             return "CC0-1.0" if address["public"].lower() == "zero" else "CC-PDM-1.0"
@@ -140,6 +148,36 @@ def spdx_name(written: str) -> str:
     if key in _NOTHING:
         return UNKNOWN
     return _SPELLINGS.get(key) or _plain_spelling(key) or _creative_commons(text)
+
+
+def _alternatives(text: str) -> list[tuple[str, ...]]:
+    """Return the licenses that an expression leaves to choose from, each as the names that hold together.
+
+    None if a part of it is unknown, or if there are more than anybody would write.
+    """
+    if len(parts := _split(text, "OR")) > 1:
+        found = [_alternatives(part) for part in parts]
+        return [names for each in found for names in each] if all(found) else []
+    if len(parts := _split(text, "AND")) > 1:
+        found = [_alternatives(part) for part in parts]
+        if math.prod(map(len, found)) > _MAX_ALTERNATIVES:
+            return []
+        return [tuple(name for names in chosen for name in names) for chosen in itertools.product(*found)]
+    if _OPERATOR.search(text):  # within parentheses
+        inner = text.strip()
+        return _alternatives(inner[1:-1]) if inner[:1] == "(" and inner[-1:] == ")" else []
+    name = spdx_name(text.strip("() "))
+    return [] if name == UNKNOWN else [(name,)]
+
+
+def _split(text: str, operator: str) -> list[str]:
+    """Return the parts of an expression between those of its operators that stand in no parentheses."""
+    parts, start = [], 0
+    for match in re.finditer(rf"\s+{operator}\s+", text):
+        if text.count("(", 0, match.start()) == text.count(")", 0, match.start()):
+            parts.append(text[start : match.start()])
+            start = match.end()
+    return [*parts, text[start:]]
 
 
 def _of_address(text: str) -> str | None:

@@ -24,7 +24,7 @@ from pretrain.data.curation.web.warc import MEMBER_HEAD_BYTES, record_start
 from pretrain.data.sources.compressed_files import compression_of, head_of, opened
 from pretrain.data.sources.corpus_files import find_files
 from pretrain.data.sources.file_formats import FileKind, kind_of_file
-from pretrain.data.sources.hugging_face import HuggingFace
+from pretrain.data.sources.hugging_face import HuggingFace, files_digest
 from pretrain.data.sources.unchanged_files import BLOCK_BYTES, HashedFile, hash_file
 from pretrain.errors import ConfigError, DataError
 from pretrain.files.atomic_files import write_atomically
@@ -85,11 +85,16 @@ def files_stage(sources: Mapping[str, CorpusSource], unit_bytes: int) -> Stage:
 
 
 def _listed(name: str, source: CorpusSource) -> list[list[Any]]:
-    """Return name, path, size, time of change and format of each file of a source."""
+    """Return name, path, size, time of change and format of each file of a source.
+
+    The files of a folder of Hugging Face are one, whose time is a hash of all.
+    """
     with source_errors(name):
         if isinstance(source, HuggingFaceSource):
-            named = [Path(source.path).name if Path(source.path).is_dir() else source.path, source.subset, source.split]
-            return [[" ".join(filter(None, [*named, source.revision])), source.path, 0, 0, HUGGING_FACE]]
+            folder = Path(source.path).expanduser()
+            named = [folder.name if folder.is_dir() else source.path, source.subset, source.split]
+            changed = files_digest(folder) if folder.is_dir() else 0
+            return [[" ".join(filter(None, [*named, source.revision])), source.path, 0, changed, HUGGING_FACE]]
         is_read = WEB_FILES[source.kind].search if source.kind in WEB_FILES else None
         form = source.format.name if isinstance(source, FilesSource) else source.kind
         listed = []

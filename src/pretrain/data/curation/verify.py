@@ -90,6 +90,7 @@ def verify(folder: Path, base: Path | None = None) -> Verified:
     """
     manifest = read_manifest(folder)
     found, seen, totals = Verified(), set[str](), _Totals()
+    has_copies = not manifest["settings"]["duplicates"]["exact"]  # of equal texts, which have one id
     for shard in manifest["shards"]:
         path = folder / shard["file"]
         check_shard(path, shard)
@@ -98,7 +99,7 @@ def verify(folder: Path, base: Path | None = None) -> Verified:
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
                 table = file.read_row_group(number, ["id", *_COUNTED])
-                _check_unique(path, table["id"].to_pylist(), seen)
+                _check_unique(path, table["id"].to_pylist(), seen, has_copies)
                 characters += totals.add(table)
                 documents += len(table)
         if (documents, characters) != (shard["documents"], shard["characters"]):
@@ -110,9 +111,9 @@ def verify(folder: Path, base: Path | None = None) -> Verified:
     return found
 
 
-def _check_unique(path: Path, ids: list[str], seen: set[str]) -> None:
+def _check_unique(path: Path, ids: list[str], seen: set[str], has_copies: bool) -> None:
     for identity in ids:
-        if identity in seen:
+        if identity in seen and not has_copies:
             raise DataError(
                 f"{printable(str(path))} has the document {identity}, which stands in the corpus before. "
                 "Give the command that made the corpus again."

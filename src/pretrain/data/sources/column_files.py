@@ -7,7 +7,7 @@ not a record. `columns` maps settings to the columns that they name, which the f
 import codecs
 import csv
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -19,6 +19,7 @@ from pretrain.errors import DataError
 
 MAX_DOCUMENT_BYTES = 1 << 30  # a document is held in memory: a larger one is a mistake or a decompression bomb
 MAX_FIELD_CHARACTERS = 1 << 26  # of CSV, whose parser needs four bytes for each
+LINES_AHEAD = 64  # that are looked at to tell whether a quotation mark is closed in a later line
 
 Records = Iterator[tuple[str, dict[str, Any]]]
 
@@ -81,6 +82,12 @@ def _check_columns(name: str, columns: dict[str, str], present: Any) -> None:
             raise missing_column(name, column, present, setting)
 
 
+def _check_distinct(name: str, columns: dict[str, str], present: list[str]) -> None:
+    if doubled := [column for column in columns.values() if present.count(column) > 1]:
+        raise DataError(f"{name} has two columns called {printable(doubled[0])}. Give one another name.")
+
+
+_NOT_ALWAYS_TEXT = ("label_column", "date_column")  # of parquet, where JSON may have numbers too
 _NO_OBJECT = "not a JSON object"
 _NOT_JSON = object()  # stands for a value of an array that Python does not read
 
@@ -211,12 +218,16 @@ def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
     """Yield the rows below the heading, read by Python's csv module.
 
     Fields may be quoted and hold line ends. The delimiter is the first of those that give the heading the columns.
+    In a table with tabs a quotation mark that does not quote a field is text.
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     lines = ((number, line.decode("utf8", "surrogateescape")) for number, line in lines_of(stream, name))
     first, heading = next(((number, line) for number, line in lines if line.strip()), (0, ""))
     names, delimiter = _heading(heading, name, columns, delimiters)
-    rows = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
+    texts: Iterator[str] = (line for _, line in lines)
+    if delimiters == "\t":
+        texts = _all_quoted(texts, len(names))
+    rows = csv.reader(texts, delimiter=delimiter, strict=True)
     while True:
         number = first + rows.line_num + 1  # first line of the row
         try:
@@ -232,6 +243,55 @@ def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
             skipped["invalid UTF-8"] += 1
         else:
             yield f"{name}:{number}", dict(zip(names, row, strict=True))
+
+
+def _all_quoted(lines: Iterator[str], fields: int) -> Iterator[str]:
+    """Yield the lines of a table with tabs; those with quotation marks that quote no field are rewritten as CSV.
+
+    Many such tables, as those of GLUE, never quote: a text that begins with a quotation mark would swallow the rows up
+    to the next one. Those that spreadsheets and pandas write quote as CSV does.
+    """
+    ahead: deque[str] = deque()
+    is_open = False  # whether a quoted field goes on
+    while line := ahead.popleft() if ahead else next(lines, ""):
+        if is_open:
+            is_open = line.count('"') % 2 == 0
+        elif '"' in line:
+            is_row, is_open = _parsed([line], fields)
+            is_full = line.count("\t") == fields - 1
+            if is_full and not is_row and not (is_open and _goes_on(line, lines, ahead, fields)):
+                quoted = (field.replace('"', '""') for field in line.rstrip("\r\n").split("\t"))
+                line, is_open = '"' + '"\t"'.join(quoted) + '"\n', False
+        yield line
+
+
+def _parsed(lines: list[str], fields: int) -> tuple[bool, bool]:
+    """Return whether lines are one row with so many fields, and whether a quoted field is open at their end."""
+    try:
+        rows = list(csv.reader(lines, delimiter="\t", strict=True))
+    except csv.Error as error:
+        return False, "unexpected end" in str(error)
+    return len(rows) == 1 and len(rows[0]) == fields, False
+
+
+def _goes_on(line: str, lines: Iterator[str], ahead: deque[str], fields: int) -> bool:
+    """Return whether a field that a line leaves open goes on in the next ones, which are added to `ahead`.
+
+    It does if the next line is no row of its own. If it could be, the line with the next quotation mark has to close
+    a field of a whole row, and the table two columns: of more, as many tabs are no accident.
+    """
+    row = [line]
+    for number in range(LINES_AHEAD):
+        if number == len(ahead):
+            if not (following := next(lines, "")):
+                return False
+            ahead.append(following)
+        row.append(ahead[number])
+        if row[-1].count("\t") != fields - 1:
+            return True
+        if '"' in row[-1]:
+            return fields == 2 and _parsed(row, fields)[0]
+    return False
 
 
 def _is_utf8(row: list[str]) -> bool:
@@ -252,9 +312,7 @@ def _heading(heading: str, name: str, columns: dict[str, str], delimiters: str) 
         except csv.Error:
             continue
         if all(column in names for column in columns.values()):
-            doubled = [column for column in columns.values() if names.count(column) > 1]
-            if doubled:
-                raise DataError(f"{name} has two columns called {printable(doubled[0])}. Give one another name.")
+            _check_distinct(name, columns, names)
             return names, delimiter
         headings.append(names)
     names = max(headings, key=len, default=[])
@@ -265,7 +323,7 @@ def _heading(heading: str, name: str, columns: dict[str, str], delimiters: str) 
 def parquet_records(
     stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counter[str], row_groups: range | None = None
 ) -> Records:
-    """Yield the wanted columns of each row, of all row groups or of some; every column but the label must hold text.
+    """Yield the wanted columns of each row, of all row groups or of some; columns but labels and dates must hold text.
 
     Rows are numbered from 1 within the row groups that are read.
     """
@@ -275,10 +333,12 @@ def parquet_records(
     try:
         file = pyarrow.parquet.ParquetFile(stream, page_checksum_verification=True)
         _check_columns(name, columns, file.schema_arrow.names)
+        _check_distinct(name, columns, file.schema_arrow.names)
         wanted = list(dict.fromkeys(columns.values()))
+        others = {column for setting, column in columns.items() if setting.endswith(_NOT_ALWAYS_TEXT)}
         number = 0
         for batch in file.iter_batches(256, row_groups, wanted):
-            values = [_values(batch.column(column), column == columns.get("data.label_column")) for column in wanted]
+            values = [_values(batch.column(column), column in others) for column in wanted]
             for row in zip(*values, strict=True):
                 number += 1
                 try:
@@ -298,7 +358,8 @@ def _values(array: Any, may_be_number: bool) -> list[Any]:
     """Return the values of a column; text as bytes, so that a bad row stops no other."""
     import pyarrow as pa
 
-    if may_be_number and (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+    kind = array.type
+    if may_be_number and (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         return list(array.to_pylist())
     if pa.types.is_temporal(array.type):
         array = array.cast(pa.string())

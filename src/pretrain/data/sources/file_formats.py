@@ -123,7 +123,8 @@ def kind_mark(path: Path, kind: FileKind) -> bytes:
     form = FORMATS.get(suffixes[-1], "text") if suffixes else "text"
     old = {"json": "lines", "jsonl": "lines", "text": "text", "parquet": "parquet"}.get(form, "text")
     now = {Format.json: "lines", Format.jsonl: "lines"}.get(kind.form, kind.form.name)
-    return mark if (old, compression) == (now, kind.compression) else mark + f"|{kind}".encode()
+    quotes = b"|quotation marks as text" if kind.form is Format.tsv else b""  # which earlier versions did not know
+    return mark if (old, compression) == (now, kind.compression) else mark + f"|{kind}".encode() + quotes
 
 
 def _suffixes(name: str) -> list[str]:

@@ -105,8 +105,8 @@ class HuggingFace(Source):
             builder = datasets.load_dataset_builder(
                 self.config.path, name=self.config.subset, revision=self.config.revision
             )
-        except (OSError, ValueError) as error:
-            raise self._unreadable(error) from error
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise self._unreadable(error) from error  # RuntimeError: a data set that is a script
         return str(builder.hash)
 
     def origin(self) -> str:
@@ -176,6 +176,14 @@ class HuggingFace(Source):
         where = "this folder's files" if self.folder else "the name, and that this machine can reach the hub"
         reason = " ".join(str(error).split())
         return DataError(f"{chosen} cannot be read: {type(error).__name__}: {reason} Check {where}.")
+
+
+def files_digest(folder: Path) -> int:
+    """Return a hash of the names, sizes and times of all files of a folder."""
+    import xxhash
+
+    states = [[name, *state[:2]] for name, state in _state_of_files(folder).items()]
+    return xxhash.xxh3_64_intdigest(json.dumps(states).encode())
 
 
 def _state_of_files(folder: Path) -> dict[str, tuple[int, int, int]]:

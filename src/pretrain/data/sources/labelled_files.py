@@ -215,6 +215,8 @@ class LabelledTexts(AnnotatedFiles):
     def _is_label(self, value: object) -> bool:
         if not self.config.numeric_labels:
             return isinstance(value, str | int) and bool(str(value).strip())
+        if isinstance(value, bool):
+            return False
         try:
             return isinstance(value, str | int | float) and math.isfinite(np.float32(value))
         except (ValueError, OverflowError):

@@ -57,7 +57,7 @@ def find_tokenizer(path: str, revision: str | None) -> Path:
 def _fetch(path: str, revision: str | None) -> Path:
     """Return the folder of a hub repository's tokenizer files, downloaded or cached."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     fetched, reason = "", ""
     try:
@@ -65,6 +65,8 @@ def _fetch(path: str, revision: str | None) -> Path:
             try:
                 fetched = hf_hub_download(path, name, revision=revision)
             except EntryNotFoundError as error:  # most repositories hold only some of the names
+                if isinstance(error, LocalEntryNotFoundError) and not _may_be_missing(path, name, revision):
+                    raise
                 reason = str(error)
     except (OSError, ValueError) as error:
         fetched, reason = "", str(error)
@@ -74,6 +76,18 @@ def _fetch(path: str, revision: str | None) -> Path:
             f"{' '.join(reason.split())} Check the name, or name a folder that holds tokenizer.json."
         )
     return Path(fetched).parent
+
+
+def _may_be_missing(path: str, name: str, revision: str | None) -> bool:
+    """Return whether to go on without a file for which the hub was not reached.
+
+    Without a vocabulary, reading fails. The others say which tokens are special: without one that is there, the
+    tokenizer would be another, so it must be known that there is none.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST, is_offline_mode, try_to_load_from_cache
+
+    is_known = try_to_load_from_cache(path, name, revision=revision) is _CACHED_NO_EXIST
+    return is_known or is_offline_mode() or name in ("vocab.json", "merges.txt", "vocab.txt")
 
 
 def read_folder(folder: Path) -> tuple[Any, dict[str, str]]:
