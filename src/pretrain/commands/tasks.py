@@ -179,7 +179,7 @@ def forget(config: ForgetConfig, overrides: list[str]) -> None:
         report = write_corpus_report(folder)
         print(printable(f"forgotten   {len(found.kept):,} documents; work/ was deleted, the report is {report}"))
     for corpus in sorted({store.corpus for store in stores}):
-        again = f"{command('forget')} path={folder} delete_stores=true deletes it"
+        again = f"{command('forget')} {shlex.quote(f'path={folder}')} delete_stores=true deletes it"
         if config.delete_stores:
             shutil.rmtree(corpus, ignore_errors=True)
         print(printable(f"tokens      {corpus} {'was deleted' if config.delete_stores else f'stays: {again}'}"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -113,8 +114,8 @@ def find_documents(folder: Path, request: Request) -> Found:
         raise ConfigError(
             f"{request} is no document of {printable(str(folder))}. Ids, addresses and origins are in its data/. A "
             "domain is a host such as example.org, a file is <source>/<file>, a text must be the whole text. Tokens of "
-            f"what was forgotten before are deleted by {command('forget')} path={printable(str(folder))} "
-            "delete_stores=true alone."
+            f"what was forgotten before are deleted by {command('forget')} "
+            f"{shlex.quote(f'path={printable(str(folder))}')} delete_stores=true alone."
         )
     return found
 
