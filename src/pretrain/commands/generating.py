@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.commands.output_file import check_writable
-from pretrain.data.escapes import read_escapes
+from pretrain.config.setting import read_escapes
 from pretrain.errors import ConfigError, printable, shown
 from pretrain.inference.canvas_trace import Trace
 from pretrain.inference.config import GenerateConfig

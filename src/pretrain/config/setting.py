@@ -1,4 +1,7 @@
-"""A setting is described once: its field's metadata feeds the check, the error, `--help` and the page of settings."""
+"""A setting is described once: its field's metadata feeds the check, the error, `--help` and the page of settings.
+
+Text settings may hold escape sequences, such as \\n for a line break.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any, ClassVar
 from pretrain.errors import ConfigError, shown
 
 _INTERVAL = re.compile(r"([\[(])\s*(\S+),\s*(\S+)\s*([\])])")
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}  # by the character behind a backslash
 
 
 @dataclass(frozen=True)
@@ -157,3 +161,18 @@ def _number(text: str) -> float:
 def _plain(value: Any) -> str:
     """Return a value as one types it on the command line, without the digits that floats add: `0`, `0.5`, `true`."""
     return f"{value:.12g}" if isinstance(value, float) else shown(value)
+
+
+def read_escapes(text: str) -> str:
+    r"""Return the text of a setting with \n, \t, \r, \0 and \\ as the characters that they stand for.
+
+    Any other backslash is literal. Separators, templates, delimiters and stop strings are read by this function; a
+    prompt is not, as it may be code or LaTeX.
+    """
+    return re.sub(r"\\([ntr0\\])", lambda escape: _ESCAPED[escape[1]], text)
+
+
+def write_escapes(text: str) -> str:
+    """Return a text as typed in a setting; the inverse of `read_escapes`."""
+    names = {character: name for name, character in _ESCAPED.items()}
+    return re.sub(r"[\n\t\r\0\\]", lambda character: f"\\{names[character[0]]}", text)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pretrain.config.setting import setting
+from pretrain.config.setting import read_escapes, setting
 from pretrain.data.config import DataConfig, Format, Mode, Packing
-from pretrain.data.escapes import read_escapes
 from pretrain.errors import ConfigError, printable
 from pretrain.files.untrusted_files import MAX_JSON_BYTES, read_text
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pretrain.config.setting import read_escapes
 from pretrain.data.config import Format
 from pretrain.data.curation.contamination.eval_sets import item_key, set_name
-from pretrain.data.escapes import read_escapes
 from pretrain.data.sources.column_files import json_lines, read_records
 from pretrain.data.sources.compressed_files import opened
 from pretrain.data.sources.corpus_files import find_files

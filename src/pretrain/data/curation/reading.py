@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from pretrain.config.setting import read_escapes
 from pretrain.data.config import Format, HuggingFaceConfig
 from pretrain.data.curation.engine import Task
 from pretrain.data.curation.licenses import COLUMN, UNKNOWN, spdx_name
 from pretrain.data.curation.units import HUGGING_FACE, Part, hashes_of
 from pretrain.data.curation.web.page_licenses import CONFLICT, PAGE_EVIDENCE
-from pretrain.data.escapes import read_escapes
 from pretrain.data.sources.column_files import later_json_lines, parquet_records, read_records
 from pretrain.data.sources.compressed_files import opened
 from pretrain.data.sources.hugging_face import HuggingFace

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
+from pretrain.config.setting import read_escapes, write_escapes
 from pretrain.data.config import Format, TextFilesConfig
-from pretrain.data.escapes import read_escapes, write_escapes
 from pretrain.data.sources import column_files
 from pretrain.data.sources.column_files import read_records, too_large
 from pretrain.data.sources.corpus_files import FileSource

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.commands.tasks import generate
-from pretrain.data.escapes import read_escapes, write_escapes
+from pretrain.config.setting import read_escapes, write_escapes
 from pretrain.inference.config import GenerateConfig
 from pretrain.language_model import LanguageModel
 from pretrain.training.callbacks.sample_prompts import SamplePrompt
