@@ -146,6 +146,7 @@ class Glue:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results = Results(self.folder / RESULTS)
         self.texts: dict[str, str] = {}  # hash of each task's files, by task
+        self.row_sizes: dict[str, RowSize] = {}  # by task
 
     def score(self, task: str) -> dict[str, float | str]:
         """Return the rate that held-out text chose, and mean and deviation over seeds of each metric on dev.
@@ -214,7 +215,9 @@ class Glue:
         is_pair = not isinstance(rows[0].text, str)
         print(printable(f"fine-tuning {one} on {len(rows):,} examples"), file=sys.stderr, flush=True)
         accelerator = "cpu" if self.config.device == "cpu" else "auto"
-        size = row_size(self.base, rows, settings.batch_examples)
+        if one.task not in self.row_sizes:  # all of its examples are encoded for that
+            self.row_sizes[one.task] = row_size(self.base, rows, settings.batch_examples)
+        size = self.row_sizes[one.task]
         with redirect_stdout(sys.stderr):
             train(
                 "experiment=regress" if one.task == REGRESSION else "experiment=classify",
