@@ -83,19 +83,18 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
 
 
 def _shrink_groups(config: RunConfig, small: TransformerConfig) -> OptimizerConfig:
-    """Return the optimizer without the patterns of parameters that only the full model has, as of its tenth layer."""
+    """Return the optimizer without patterns that match parameters of the full model alone, such as of its tenth layer.
+
+    A pattern that matches neither model's stays, so that the optimizer refuses it.
+    """
     optimizer = config.optimizer.in_float32()
     if not isinstance(optimizer, AdamWConfig) or not optimizer.groups:
         return optimizer
-    full, kept = parameter_names_without_weights(config.model), parameter_names_without_weights(small)
+    names, names_of_full = (parameter_names_without_weights(model) for model in (small, config.model))
     groups = {}
     for name, group in optimizer.groups.items():
-        lost = [
-            pattern
-            for pattern in (group or {}).get("match", [])
-            if not _matches(pattern, kept) and _matches(pattern, full)  # one that matches nothing is refused later
-        ]
-        match = [pattern for pattern in (group or {}).get("match", []) if pattern not in lost]
+        patterns = [] if group is None else group["match"]
+        match = [each for each in patterns if _matches(each, names) or not _matches(each, names_of_full)]
         if match:
             groups[name] = {**group, "match": match}
     return replace(optimizer, groups=groups)

@@ -92,8 +92,8 @@ def _check_direction(config: RunConfig, base: ModelFolder, left_to_right: bool) 
 def _with_new_tokens(config: RunConfig, base: ModelFolder, prepared: Prepared, model: LanguageModule) -> LoadParameter:
     """Return the weights of a base model by name, with rows for tokens that its vocabulary lacks.
 
-    A new row is the mean of those of the base's tokens, so that it changes the predictions of the others little; it
-    takes the place of a row of padding, where the base has one. Source: Hewitt 2021,
+    A new row is the mean of the rows of the base's tokens, so that it changes the predictions of the others little. It
+    overwrites a row of padding if the base's vocabulary is padded. Source: Hewitt 2021,
     https://nlp.stanford.edu/~johnhew/vocab-expansion.html.
     """
     known, wanted = base.tokenizer.vocab_size, prepared.tokenizer.vocab_size

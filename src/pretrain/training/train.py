@@ -207,10 +207,11 @@ def _build_report(parts: RunParts, validation: dict[str, float]) -> Report:
 
 def _longer(parts: RunParts, steps: int) -> str:
     """Return the settings that double the length of the run, whose last stage then ends with it."""
-    stages = parts.text.whole.stages
-    entry, name = (stages[list(stages)[-1]], list(stages)[-1]) if stages else ({}, "")
-    fixed = [key for key in ("until_steps", "until_tokens") if entry.get(key) is not None]
-    return " ".join([parts.module.length.doubled(steps), *(f"stages.{name}.{key}=null" for key in fixed)])
+    words = [parts.module.length.doubled(steps)]
+    for name, stage in list(parts.text.whole.stages.items())[-1:]:
+        fixed = [key for key in ("until_steps", "until_tokens") if stage.get(key) is not None]
+        words += [f"stages.{name}.{key}=null" for key in fixed]
+    return " ".join(words)
 
 
 def _named_again(run_plan: RunPlan) -> list[str]:

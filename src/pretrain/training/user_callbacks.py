@@ -85,7 +85,7 @@ def run_facts(run_plan: RunPlan) -> RunFacts:
 
 
 def check_callbacks(config: RunConfig, validates: bool) -> None:
-    """Raise ConfigError for a callback that has nothing to watch or to log to; `validates` as in the next function."""
+    """Raise ConfigError for a callback without a logger or, unless the run `validates`, without a loss to watch."""
     for name, each in config.callbacks.items():
         if each.needs_logger and not config.loggers:
             raise ConfigError(f"callbacks.{name} logs curves, and the run has no logger. Try logger=csv.")

@@ -151,18 +151,18 @@ def spdx_name(written: str) -> str:
 
 
 def _alternatives(text: str) -> list[tuple[str, ...]]:
-    """Return the licenses that an expression leaves to choose from, each as the names that hold together.
+    """Return the alternatives of an expression, for each the names of all licenses that apply together.
 
-    None if a part of it is unknown, or if there are more than anybody would write.
+    Empty if a part of it is unknown, or if there are more than anybody would write.
     """
     if len(parts := _split(text, "OR")) > 1:
-        found = [_alternatives(part) for part in parts]
-        return [names for each in found for names in each] if all(found) else []
+        operands = [_alternatives(part) for part in parts]
+        return list(itertools.chain(*operands)) if all(operands) else []
     if len(parts := _split(text, "AND")) > 1:
-        found = [_alternatives(part) for part in parts]
-        if math.prod(map(len, found)) > _MAX_ALTERNATIVES:
+        operands = [_alternatives(part) for part in parts]
+        if math.prod(map(len, operands)) > _MAX_ALTERNATIVES:
             return []
-        return [tuple(name for names in chosen for name in names) for chosen in itertools.product(*found)]
+        return [tuple(itertools.chain(*combination)) for combination in itertools.product(*operands)]
     if _OPERATOR.search(text):  # within parentheses
         inner = text.strip()
         return _alternatives(inner[1:-1]) if inner[:1] == "(" and inner[-1:] == ")" else []
@@ -171,7 +171,7 @@ def _alternatives(text: str) -> list[tuple[str, ...]]:
 
 
 def _split(text: str, operator: str) -> list[str]:
-    """Return the parts of an expression between those of its operators that stand in no parentheses."""
+    """Return the parts of an expression between its operators outside parentheses."""
     parts, start = [], 0
     for match in re.finditer(rf"\s+{operator}\s+", text):
         if text.count("(", 0, match.start()) == text.count(")", 0, match.start()):

@@ -99,7 +99,11 @@ def verify(folder: Path, base: Path | None = None) -> Verified:
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
                 table = file.read_row_group(number, ["id", *_COUNTED])
-                _check_unique(path, table["id"].to_pylist(), seen, has_copies)
+                ids = table["id"].to_pylist()
+                if has_copies:
+                    seen.update(ids)
+                else:
+                    _check_unique(path, ids, seen)
                 characters += totals.add(table)
                 documents += len(table)
         if (documents, characters) != (shard["documents"], shard["characters"]):
@@ -111,9 +115,9 @@ def verify(folder: Path, base: Path | None = None) -> Verified:
     return found
 
 
-def _check_unique(path: Path, ids: list[str], seen: set[str], has_copies: bool) -> None:
+def _check_unique(path: Path, ids: list[str], seen: set[str]) -> None:
     for identity in ids:
-        if identity in seen and not has_copies:
+        if identity in seen:
             raise DataError(
                 f"{printable(str(path))} has the document {identity}, which stands in the corpus before. "
                 "Give the command that made the corpus again."
