@@ -48,3 +48,12 @@ def novels(megabytes: float, characters: int = 2_000) -> list[str]:
         if document.strip():
             found.append(document)
     return found
+
+
+def novels_file(folder: Path, megabytes: float) -> Path:
+    """Return a file of `novels` in a folder, as JSON lines, written unless it is there."""
+    path = folder / "novels.jsonl"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in novels(megabytes)), encoding="utf8")
+    return path

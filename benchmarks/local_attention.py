@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from comparison import Result
-from corpora import assets, novels
+from corpora import assets, novels_file
 
 MEASURES = (
     "src/pretrain/models",
@@ -40,15 +40,6 @@ SHARED = [
 ]  # fmt: skip
 
 
-def text_of(folder: Path) -> Path:
-    """Return a file of 5 MB of novels as JSON lines, written unless it is there."""
-    path = folder / "novels.jsonl"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in novels(5)), encoding="utf8")
-    return path
-
-
 def losses(given: argparse.Namespace, model: str, window: str) -> list[float]:
     """Return the loss on unseen novels of each seed, trained unless it has been."""
     size, every = WINDOWS[model][window]
@@ -57,8 +48,8 @@ def losses(given: argparse.Namespace, model: str, window: str) -> list[float]:
     for seed in given.seeds:
         folder: Path = given.folder / f"{model}-{window}-{seed}"
         words = [
-            *SHARED, f"data.path={text_of(given.folder)}", f"data.validation_path={validation}", f"model={model}",
-            f"model.sliding_window={size}", f"model.global_attention_every={every}", f"seed={seed}",
+            *SHARED, f"data.path={novels_file(given.folder, 5)}", f"data.validation_path={validation}",
+            f"model={model}", f"model.sliding_window={size}", f"model.global_attention_every={every}", f"seed={seed}",
             f"paths.run_dir={folder}", f"paths.cache_dir={given.folder / 'cache'}",
         ]  # fmt: skip
         if not (folder / "report.json").exists():
