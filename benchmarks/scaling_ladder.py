@@ -30,16 +30,18 @@ MEASURES = (
 
 SCALE = Path(__file__).parents[1] / "src" / "scale.py"
 SHARED = [
-    "tokenizer=bpe", "ladder.tokens=[600000,1200000,2400000]", "logger=csv", "trainer.accelerator=cpu",
+    "tokenizer=bpe", "logger=csv", "trainer.accelerator=cpu",
     "sample.every_n_steps=0", "model=gpt_nano", "data.max_validation_rows=1024",
 ]  # fmt: skip
 LADDERS = {
     "causal": [
-        "ladder.sizes=[2x64,2x96,3x96,3x128,4x128]", "ladder.held_out=5x160", "ladder.held_out_tokens=5600000",
+        "ladder.tokens=[1000000,2000000,4000000]", "ladder.sizes=[2x96,3x96,3x128,4x160,4x192]",
+        "ladder.held_out=5x224", "ladder.held_out_tokens=10000000",
     ],
     "masked": [
         "objective=masked_30", "model.n_heads=4", "model.sliding_window=16", "model.global_attention_every=2",
-        "ladder.sizes=[2x64,2x96,3x128,4x160,4x192]", "ladder.held_out=6x224", "ladder.held_out_tokens=5100000",
+        "ladder.tokens=[600000,1200000,2400000]", "ladder.sizes=[2x64,2x96,3x128,4x160,4x192]",
+        "ladder.held_out=6x224", "ladder.held_out_tokens=5100000",
         "trainer.val_check_interval=100000",
     ],
 }  # fmt: skip
