@@ -16,7 +16,7 @@ from pretrain.config.serialize import to_dict
 from pretrain.errors import DivergenceError
 from pretrain.files.atomic_files import delete_drafts
 from pretrain.launch.rank import log, rank
-from pretrain.launch.run_folder import CHECKPOINTS, saved_step, stopped
+from pretrain.launch.run_folder import CHECKPOINTS, saved_step, stopped, storage_errors_of
 from pretrain.launch.run_plan import RunPlan
 from pretrain.stop_signals import AskedToStop
 from pretrain.training.callbacks.checkpoints import late_signals
@@ -43,7 +43,8 @@ def train(run_plan: RunPlan) -> Report:
     throughput = Throughput()
     with uploaded(run_plan) as run_plan:
         try:
-            report = _with_rewinds(run_plan, throughput)
+            with storage_errors_of(run_plan.folder):
+                report = _with_rewinds(run_plan, throughput)
         except BaseException as error:
             record_end(run_plan, throughput, error, _named_again(run_plan))
             raise
@@ -201,7 +202,7 @@ def _build_report(parts: RunParts, validation: dict[str, float]) -> Report:
         validation_targets=targets,
         named_again=_named_again(parts.run_plan),
         ended=_why_ended(parts),
-        chats=config.data.kind == "chat",
+        chats=any(part.has_messages for part in config.data.parts().values()),
     )
 
 
