@@ -341,7 +341,12 @@ def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
     llm = LanguageModel.load(report.folder)
     assert respond_reads(llm, "The") == [llm.tokenizer.bos_id, *llm.tokenizer.encode("The")]  # no line end behind it
     other = f"{{kind: pairs, path: {pairs(tmp_path)}, weight: 1, template: 'Q {{prompt}} A {{response}}'}}"
-    two = LanguageModel.load(run(tiny.plan(*words, f"+data.sources.c={other}")).folder)
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]
+    (tmp_path / "chat.jsonl").write_text(4 * (json.dumps({"messages": turns}) + "\n"))
+    chats = f"+data.sources.d={{kind: chat, path: {tmp_path / 'chat.jsonl'}, weight: 1, validation_fraction: 0.0}}"
+    report = run(tiny.plan(*words, f"+data.sources.c={other}", chats))
+    assert report.commands()[0].endswith("chat=true")
+    two = LanguageModel.load(report.folder)
     message = r"in several templates, '\{prompt\}\\n' and 'Q \{prompt\} A ', so that .* and use generate\(\)"
     with pytest.raises(ConfigError, match=message):
         two.respond("The")

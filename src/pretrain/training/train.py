@@ -207,12 +207,12 @@ def _build_report(parts: RunParts, validation: dict[str, float]) -> Report:
 
 
 def _longer(parts: RunParts, steps: int) -> str:
-    """Return the settings that double the length of the run, whose last stage then ends with it."""
+    """Return the settings that double the length of the run, whose last stage then ends with it, or its patience."""
     words = [parts.module.length.doubled(steps)]
     for name, stage in list(parts.text.whole.stages.items())[-1:]:
         fixed = [key for key in ("until_steps", "until_tokens") if stage.get(key) is not None]
         words += [f"stages.{name}.{key}=null" for key in fixed]
-    return " ".join(words)
+    return " ".join([*words, *parts.user_callbacks.more_patience()])
 
 
 def _named_again(run_plan: RunPlan) -> list[str]:
