@@ -67,6 +67,7 @@ def test_a_spike_is_far_above_the_losses_before_it():
 
 def test_rows_are_named_in_their_order():
     assert named(["b:10", "b:9", "a:100"]) == "a:100, b:9, b:10"
+    assert named(["late/10", "late/9", "late/b:2", "3"]) == "3, late/9, late/10, late/b:2"  # of a stage with other rows
     assert named(str(row) for row in range(23)).endswith("18, 19 and 3 more")
 
 
