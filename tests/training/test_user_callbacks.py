@@ -24,6 +24,7 @@ from pretrain.interop.export import export_model
 from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import read_rows
 from pretrain.launch.run_plan import RunPlan, from_record, resolve_run, to_record
+from pretrain.reports.history import read_samples
 from pretrain.training.callbacks.plain_state import from_plain, to_plain
 from pretrain.training.train import run
 from pretrain.training.user_callbacks import UserCallbacks
@@ -102,6 +103,7 @@ def test_a_branch_of_a_run_that_was_stopped_early_decays(tiny, tmp_path: Path) -
     base = run(tiny.plan(*GPT, *WORSE, *length, f"paths.run_dir={tmp_path / 'base'}"))
     assert (base.steps, base.ended[:25]) == (8, "callbacks.early_stopping:")
     assert base.commands()[-1].endswith("trainer.max_steps=100 callbacks.early_stopping.patience=6")
+    assert [sample.step for sample in read_samples(tmp_path / "base")] == [8]  # there is always one at the end
     typed = [f"branch={base.folder}", "cooldown=3", f"paths.run_dir={tmp_path / 'branch'}"]
     typed += [f"paths.cache_dir={tiny.folder / 'cache'}"]
     branch = run(resolve_run(compose("train", typed), typed))
