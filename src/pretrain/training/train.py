@@ -181,6 +181,7 @@ def _build_report(parts: RunParts, validation: dict[str, float]) -> Report:
     config, module, throughput = parts.config, parts.module, parts.throughput
     targets = {name: count for name, count in module.validation_targets.items() if count}
     steps = max(parts.run_plan.start, parts.trainer.global_step)
+    is_comparable = parts.text.course.validates_as_at_start(parts.text.stage)
     return Report(
         folder=str(parts.run_plan.folder),
         steps=steps,
@@ -188,7 +189,7 @@ def _build_report(parts: RunParts, validation: dict[str, float]) -> Report:
         parameters=count_parameters(parts.model),
         objective=config.objective.kind,
         validation=validation,
-        first_validation=module.first_validated,
+        first_validation=module.first_validated if is_comparable else {},
         tokens_per_s=throughput.mean_tokens_per_s(),
         training_s=throughput.training_s,
         wall_s=throughput.wall_s(),
