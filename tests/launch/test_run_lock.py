@@ -46,6 +46,14 @@ def test_an_error_of_the_run_is_none_of_its_lock(tmp_path: Path, monkeypatch: py
     with only_run_in(tmp_path):
         assert str(os.getpid()) in (tmp_path / "lock").read_text()
     assert (tmp_path / "lock").read_text() == ""
+    with (
+        pytest.raises(
+            CheckpointError,
+            match=r"lock/below cannot be written: Not a directory\. Try another folder",
+        ),
+        only_run_in(tmp_path / "lock" / "below"),
+    ):
+        pass
     full = OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(os, "write", Mock(side_effect=full))
     with pytest.raises(CheckpointError, match=r"lock cannot be written: No space left"), only_run_in(tmp_path):

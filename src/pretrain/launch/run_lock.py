@@ -17,10 +17,14 @@ from pretrain.launch.run_folder import LOCK, append_descriptor, check_folder, un
 def only_run_in(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder; raise CheckpointError with host and process if another run holds it.
 
-    The lock excludes other processes, not this one. On a network file system it excludes other machines only if the
-    file system supports record locks between them.
+    The folder is made if need be, and where it cannot be, that is a CheckpointError, too. The lock excludes other
+    processes, not this one. On a network file system it excludes other machines only if the file system supports record
+    locks between them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{unwritable(folder, error)} Try another folder: paths.run_dir=<folder>.") from error
     check_folder(folder)
     descriptor = append_descriptor(folder / LOCK)
     try:
