@@ -54,7 +54,7 @@ def average(folders: Sequence[Path], output: Path) -> Path:
         _check_same_model(checkpoint, newest)
     tensors = {"model": _mean(saved)}
     said: dict[str, Any] = dict(newest.manifest)
-    kept = {key: said[key] for key in ("progress", "config", "whole_run", "typed") if key in said}
+    kept: dict[str, Any] = {key: said[key] for key in ("progress", "config", "whole_run", "typed") if key in said}
     if newest.run_config().lora.is_on:
         kept = _without_adapters(kept, sum(weight.numel() for weight in tensors["model"].values()))
     manifest = kept | {"saved_at": said.get("saved_at", 0.0), "average_of": [each.step for each in saved]}
