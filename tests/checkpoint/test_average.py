@@ -110,3 +110,7 @@ def test_adapters_are_merged_before_the_mean(tiny) -> None:
         assert not found.run_config().lora.is_on
         assert found.progress["parameters"] == sum(parameter.numel() for parameter in models[0].parameters())
         assert LanguageModel.load(output).generate("to", max_new_tokens=3) is not None
+    padded = run(tiny.plan("model=gpt_nano", "trainer.max_steps=1", "model.vocab_multiple=64")).folder
+    message = r"are of different models: embeddings\.tokens\.weight differs, \(320, 16\) and \(259, 16\)\. Average"
+    with pytest.raises(ConfigError, match=message):
+        average([Path(padded), base], tiny.folder / "x")
