@@ -9,6 +9,7 @@ from typing import Any, TypeVar, Unpack, overload
 import torch
 from torch import Tensor
 
+from pretrain.data.fine_tuning_config import prompt_templates
 from pretrain.data.tokenizers.chat_template import ASSISTANT, ChatTemplate, checked_messages
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, printable
@@ -30,13 +31,13 @@ from pretrain.inference.generation_options import (
     denoising_options,
     listed,
     new_token_limits,
+    no_template,
     sampling_of,
 )
 from pretrain.interop.load import open_model
 from pretrain.models.interface import LanguageModule
 from pretrain.models.pooling import shortened
 from pretrain.objectives.fine_tuning_config import ClassifyConfig, Pooling, RegressConfig
-from pretrain.program import command
 from pretrain.training.config import SavedWeights
 
 Prompt = TypeVar("Prompt", str, list[str])
@@ -59,6 +60,7 @@ class LanguageModel:
         pooling: Pooling | None = None,
         regressor: RegressConfig | None = None,
         stated_pooling: Pooling | None = None,
+        other_templates: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.pooling = pooling  # of a contrastive fine-tuning, auto without a head; none: the model predicts tokens
         self.stated_pooling = stated_pooling  # by the folder of a published model, whether it predicts tokens or not
@@ -68,6 +70,7 @@ class LanguageModel:
         # whether the token before predicts a mask
         self.shift_targets = model.causal if shift_targets is None else shift_targets
         self.prompt_template = prompt_template  # text before and after a prompt in fine-tuning on responses
+        self.other_templates = other_templates  # of pairs in several, so that none of them is the model's
         self.model: Any = model.eval()
         self.starts_with_bos = starts_with_bos  # a prompt; published models may do without
         self.fills_masks = not (model.causal or classifier or regressor) if fills_masks is None else fills_masks
@@ -99,7 +102,7 @@ class LanguageModel:
             dtype, weights = weights, SavedWeights.trained  # its earlier name
         folder = open_model(path, SavedWeights(weights))
         model = prepare_for_inference(folder.load(), device, dtype)
-        objective, data = folder.objective, folder.run.data if folder.run else None
+        objective, templates = folder.objective, prompt_templates(folder.run.data) if folder.run else []
         return cls(
             model,
             folder.tokenizer,
@@ -107,12 +110,13 @@ class LanguageModel:
             objective.fills_masks,
             folder.starts_with_bos,
             classifier=objective.classifier,
-            prompt_template=data.prompt_template() if data else None,
+            prompt_template=templates[0] if len(templates) == 1 else None,
             denoises=objective.denoises,
             shift_targets=objective.shift_targets,
             pooling=folder.pooling,
             regressor=objective.regressor,
             stated_pooling=folder.stated_pooling,
+            other_templates=templates if len(templates) > 1 else [],
         )
 
     @property
@@ -205,10 +209,7 @@ class LanguageModel:
     def response_ids(self, prompt: str) -> list[int]:
         """Return the ids of a prompt in the fine-tuning's template; raises ConfigError for a model without one."""
         if self.prompt_template is None:
-            raise ConfigError(
-                "this model was not fine-tuned to respond to prompts, only to complete them: use generate(). Or "
-                f"fine-tune it: {command('train')} experiment=instruct init_from=<this model> data.path=<pairs.jsonl>."
-            )
+            raise no_template(self.other_templates)
         before, after = self.prompt_template
         return self._with_bos(self.tokenizer.encode(f"{before}{prompt}{after}".rstrip()))
 

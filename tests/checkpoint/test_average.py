@@ -10,6 +10,7 @@ from pretrain.checkpoint.read import open_checkpoint, step_folders
 from pretrain.commands.tasks import average as average_command
 from pretrain.config.scripts import AverageConfig
 from pretrain.errors import CheckpointError, ConfigError
+from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
 from pretrain.training.train import run
 
@@ -84,15 +85,32 @@ def test_the_last_checkpoints_of_a_run_are_averaged(tiny, capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_adapters_of_different_ranks_have_no_mean(tiny) -> None:
-    base = run(tiny.plan("model=gpt_nano", "trainer.max_steps=1")).folder
-    words = ["model=imported", f"init_from={base}", "lora.alpha=2.0", "trainer.max_steps=1"]
+def test_adapters_are_merged_before_the_mean(tiny) -> None:
+    """The mean of products is not the product of means; ranks, scales and matrices may differ."""
+    base = Path(run(tiny.plan("model=gpt_nano", "trainer.max_steps=1")).folder)
+    words = ["model=imported", f"init_from={base}", "trainer.max_steps=4", "optimizer.learning_rate=0.1"]
+    few = "lora.targets=[*.query.weight]"
     one, two = (
-        Path(run(tiny.plan(*words, f"lora.rank={rank}", f"paths.run_dir={tiny.folder / str(rank)}")).folder)
-        for rank in (1, 2)
+        Path(
+            run(
+                tiny.plan(*words, f"lora.rank={rank}", f"lora.alpha={alpha}", more, f"paths.run_dir={base}-{rank}")
+            ).folder
+        )
+        for rank, alpha, more in ((1, 8.0, few), (2, 2.0, "seed=1"))
     )
-    message = (
-        r"1/\S+ and \S+2/\S+ are of different models: \S+ differs, \([\d, ]+\) and \([\d, ]+\)\. Average checkpoints"
-    )
+    for folders in ([one, two], [two, base]):
+        output = average(folders, tiny.folder / f"mean-{folders[0].name}").parent.parent
+        weights, models = open_checkpoint(output).tensors("model"), [open_model(each).load() for each in folders]
+        named = [dict(model.named_parameters()) for model in models]
+        assert set(weights) == set(named[0])
+        for name, value in weights.items():
+            expected = sum(each[name].detach().double() for each in named) / len(named)
+            assert torch.equal(value, expected.float()), name
+        found = open_checkpoint(output)
+        assert not found.run_config().lora.is_on
+        assert found.progress["parameters"] == sum(parameter.numel() for parameter in models[0].parameters())
+        assert LanguageModel.load(output).generate("to", max_new_tokens=3) is not None
+    padded = run(tiny.plan("model=gpt_nano", "trainer.max_steps=1", "model.vocab_multiple=64")).folder
+    message = r"are of different models: embeddings\.tokens\.weight differs, \(320, 16\) and \(259, 16\)\. Average"
     with pytest.raises(ConfigError, match=message):
-        average([one, two], tiny.folder / "mean")
+        average([Path(padded), base], tiny.folder / "x")

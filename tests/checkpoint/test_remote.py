@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,10 @@ from pretrain.checkpoint.remote import (
 )
 from pretrain.checkpoint.upload import Uploads, check_writable, delete_old, upload_checkpoint
 from pretrain.checkpoint.write import Contents, write
-from pretrain.errors import CheckpointError
+from pretrain.config.scripts import AverageConfig, CompareConfig, ExportConfig, ReportConfig
+from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files.object_storage import RemoteFolder
+from pretrain.planning.config import LadderConfig
 
 RUN = RemoteFolder(f"{URL}/gpt/one", retry_s=0.0)
 
@@ -371,3 +374,14 @@ def test_a_copy_needs_room(storage: FaultyStorage, tmp_path: Path, monkeypatch: 
     with pytest.raises(CheckpointError, match="cannot be written"):
         local_copy(URL, tmp_path / "file")
     assert problem_of(local) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [(AverageConfig, "averaged"), (ExportConfig, "my_model"), (ReportConfig, "report.html"),
+     (CompareConfig, "compare.html"), (LadderConfig, "logs/scale/mine")],
+)  # fmt: skip
+def test_what_a_command_writes_is_no_address(kind: Any, instead: str) -> None:
+    """It would be written below a folder called s3: of the working folder."""
+    with pytest.raises(ConfigError, match=rf"output=s3://bucket/a is in an object storage, .*output={instead}"):
+        kind(output="s3://bucket/a")

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pretrain.errors import DivergenceError, Interrupted
 from pretrain.evaluation.inspect_step import rows_of_step
 from pretrain.training.callbacks.ledger import read_lines
 from pretrain.training.config import DivergenceConfig, OnSpike
-from pretrain.training.divergence import Spikes, named
+from pretrain.training.divergence import Spikes, named, spike_error
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.train import train
 
@@ -66,7 +67,18 @@ def test_a_spike_is_far_above_the_losses_before_it():
 
 def test_rows_are_named_in_their_order():
     assert named(["b:10", "b:9", "a:100"]) == "a:100, b:9, b:10"
+    assert named(["late/10", "late/9", "late/b:2", "3"]) == "3, late/9, late/10, late/b:2"  # of a stage with other rows
     assert named(str(row) for row in range(23)).endswith("18, 19 and 3 more")
+
+
+def test_the_advice_at_a_spike_is_none_that_was_followed_already():
+    lower = r"resume=auto with a lower optimizer\.learning_rate and 'allow_change=\[optimizer\.learning_rate\]'\.$"
+    assert re.search(
+        rf"rows 7, which are excluded already\. Look .*{lower}", str(spike_error("x", ["7"], OnSpike.rewind))
+    )
+    told = str(spike_error("x", ["7"], OnSpike.stop))
+    assert "rows 7. Look" in told
+    assert "resume=auto with divergence.on_spike=rewind, or with a lower" in told
 
 
 @pytest.mark.long

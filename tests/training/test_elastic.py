@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.errors import DataError, Interrupted, RankLostError
+from pretrain.errors import CheckpointError, DataError, Interrupted, RankLostError
 from pretrain.stop_signals import AskedToStop
+from pretrain.training import elastic
 from pretrain.training.elastic import Failure, first_failure, interruption, lasting_failure
 
 
@@ -56,6 +57,17 @@ def test_a_lost_process_differs_from_one_that_the_launcher_stopped(tmp_path: Pat
 def test_a_restart_goes_on_unless_the_failure_would_come_again(codes: dict[int, int], lasting: int | None):
     written = [Failure(0.0, rank, code, "") for rank, code in codes.items()]
     assert lasting_failure(written, ranks=2) == lasting
+
+
+def test_a_failure_that_its_process_deletes_meanwhile_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The processes of a restart read all failures, and each deletes its own."""
+    leave(tmp_path, 0, 5.0, 1, "Connection closed by peer")
+    there = [tmp_path / "rank-0.json", tmp_path / "rank-1.json"]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(there))
+    assert [failure.rank for failure in elastic._failures(tmp_path)] == [0]
+    there[1].write_text("{")
+    with pytest.raises(CheckpointError, match=r"rank-1\.json cannot be read"):
+        elastic._failures(tmp_path)
 
 
 def test_the_first_failure_with_a_reason_is_raised(tmp_path: Path):

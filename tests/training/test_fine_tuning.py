@@ -92,7 +92,7 @@ def test_a_base_learns_to_answer(tiny, base, tmp_path):
     assert llm.respond(list(PAIRS), temperature=0) == list(PAIRS.values())
     assert llm.respond("The quick brown", temperature=0) == "fox"
     assert respond_reads(llm, "a <|endoftext|>") == [llm.tokenizer.bos_id, *llm.tokenizer.encode("a <|endoftext|>")]
-    with pytest.raises(ConfigError, match=r"not fine-tuned to respond to prompts.* Or fine-tune it"):
+    with pytest.raises(ConfigError, match=r"not fine-tuned on pairs of prompt and response: .* Or fine-tune it"):
         LanguageModel.load(base).respond("The quick brown")
     assert open_model(report.folder).run.data.template == "{prompt}\\n{response}"
     with pytest.raises(ConfigError, match=r"this model was not trained to classify texts\. Fine-tune it"):
@@ -338,6 +338,18 @@ def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
     assert {row.id.partition(":")[0] for row in rows} == {"a", "b"}
     for row in rows:  # what is learned of a pair is its response, of plain text all
         assert all(bool(piece.learned) is row.id.startswith("a:") for piece in row.pieces)
+    llm = LanguageModel.load(report.folder)
+    assert respond_reads(llm, "The") == [llm.tokenizer.bos_id, *llm.tokenizer.encode("The")]  # no line end behind it
+    other = f"{{kind: pairs, path: {pairs(tmp_path)}, weight: 1, template: 'Q {{prompt}} A {{response}}'}}"
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]
+    (tmp_path / "chat.jsonl").write_text(4 * (json.dumps({"messages": turns}) + "\n"))
+    chats = f"+data.sources.d={{kind: chat, path: {tmp_path / 'chat.jsonl'}, weight: 1, validation_fraction: 0.0}}"
+    report = run(tiny.plan(*words, f"+data.sources.c={other}", chats))
+    assert report.commands()[0].endswith("chat=true")
+    two = LanguageModel.load(report.folder)
+    message = r"in several templates, '\{prompt\}\\n' and 'Q \{prompt\} A ', so that .* and use generate\(\)"
+    with pytest.raises(ConfigError, match=message):
+        two.respond("The")
 
 
 @pytest.mark.slow

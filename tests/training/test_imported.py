@@ -89,6 +89,11 @@ def test_settings_that_do_not_fit_the_folder_are_refused(tiny, llama):
         ),
         ("model.n_layers=1", r"has model\.n_layers=2, and this run has model\.n_layers=1\."),
         (
+            "model.vocab_multiple=1",
+            r"vocab_multiple=64, which gives its embedding 320 rows, and this run has model\.vocab_multiple=1, which "
+            r"gives it 259\. Try model\.vocab_multiple=64\.",
+        ),
+        (
             "model.position=learned",
             rf"has model\.position={Position.rope.name}, and this run has model\.position=learned",
         ),
@@ -98,6 +103,8 @@ def test_a_shape_that_is_not_the_folders_is_refused_or_allowed_by_name(tiny, lla
     words = imported(tiny, llama, change)
     with pytest.raises(ConfigError, match=message):
         run(tiny.plan(*words))
+    if "vocab_multiple" in change:  # other multiples may give as many rows
+        assert run(tiny.plan(*imported(tiny, llama, "model.vocab_multiple=320"))).steps == 1
     if "norm_eps" in change:
         assert run(tiny.plan(*words, "allow_change=[model.norm_eps]")).steps == 1
 

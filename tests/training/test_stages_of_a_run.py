@@ -246,8 +246,26 @@ def test_spikes_are_looked_for_among_the_losses_of_one_objective(tiny) -> None:
         "stages.c.objective.mask_probability=0.15",
         "stages.c.optimizer.learning_rate=1e-4",
     ]
-    report = train(tiny.plan(*ENCODER, *stages, "trainer.max_steps=6", "divergence.on_spike=skip"))
+    first = "trainer.validate_first=true"
+    report = train(tiny.plan(*ENCODER, *stages, "trainer.max_steps=6", "divergence.on_spike=skip", first))
     assert len(open_checkpoint(Path(report.folder)).progress["losses"]) == 4  # of b and c
+    assert report.first_validation == {}  # nothing to compare the last one with
+    assert "since the start" not in str(report)
+
+
+@pytest.mark.parametrize(
+    ("words", "alike"),
+    [
+        (["stages.b.objective.mask_probability=0.15"], False),
+        (["stages.b.objective.mask_probability=0.15", "objective.validation_mask_probability=0.3"], True),
+        (["stages.b.model.context_length=64"], False),
+        (["stages.b.data.validation_fraction=0.5"], False),
+        (["stages.b.optimizer.learning_rate=1e-4"], True),
+    ],
+)
+def test_the_first_and_the_last_validation_are_compared_if_alike(tiny, words: list[str], alike: bool) -> None:
+    course = course_of(tiny.config(*ENCODER, "stages.a.until_steps=2", *words))
+    assert [course.validates_as_at_start(stage) for stage in course.stages] == [True, alike]
 
 
 @pytest.mark.slow

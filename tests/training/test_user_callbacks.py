@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.checkpoint.write import sealed
+from pretrain.config.compose import compose
 from pretrain.config.scripts import ExportConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.evaluation.config import EvalConfig
@@ -22,7 +23,8 @@ from pretrain.evaluation.run import score
 from pretrain.interop.export import export_model
 from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import read_rows
-from pretrain.launch.run_plan import RunPlan, from_record, to_record
+from pretrain.launch.run_plan import RunPlan, from_record, resolve_run, to_record
+from pretrain.reports.history import read_samples
 from pretrain.training.callbacks.plain_state import from_plain, to_plain
 from pretrain.training.train import run
 from pretrain.training.user_callbacks import UserCallbacks
@@ -90,8 +92,22 @@ def test_early_stopping_ends_a_run_alike_whether_resumed_or_not(tiny, tmp_path: 
 
     stopped = run(tiny.plan(*GPT, f"resume={cut}"))  # typed once more: no further step
     assert (stopped.steps, stopped.ended[:25]) == (8, "callbacks.early_stopping:")
+    assert stopped.commands()[-1].endswith(f"resume={cut} trainer.max_steps=16 callbacks.early_stopping.patience=6")
     more = run(tiny.plan(*GPT, f"resume={cut}", "callbacks.early_stopping.patience=4"))
     assert more.steps == 10
+
+
+@pytest.mark.slow
+def test_a_branch_of_a_run_that_was_stopped_early_decays(tiny, tmp_path: Path) -> None:
+    length = ("schedule=wsd", "schedule.decay_fraction=0.1", "trainer.max_steps=100")
+    base = run(tiny.plan(*GPT, *WORSE, *length, f"paths.run_dir={tmp_path / 'base'}"))
+    assert (base.steps, base.ended[:25]) == (8, "callbacks.early_stopping:")
+    assert base.commands()[-1].endswith("trainer.max_steps=100 callbacks.early_stopping.patience=6")
+    assert [sample.step for sample in read_samples(tmp_path / "base")] == [8]  # there is always one at the end
+    typed = [f"branch={base.folder}", "cooldown=3", f"paths.run_dir={tmp_path / 'branch'}"]
+    typed += [f"paths.cache_dir={tiny.folder / 'cache'}"]
+    branch = run(resolve_run(compose("train", typed), typed))
+    assert (branch.steps, branch.ended) == (11, "")
 
 
 @pytest.mark.slow

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.read import Checkpoint, open_checkpoint, step_folders
+from pretrain.checkpoint.safetensors_file import TensorFiles
 from pretrain.checkpoint.write import Contents, write
 from pretrain.config.run import RunConfig
+from pretrain.config.serialize import to_dict
 from pretrain.errors import CheckpointError, ConfigError, shown
+from pretrain.models.lora import adapted, is_adapter, merged
+from pretrain.models.lora_config import LoraConfig
 
 _TOKENIZER = "tokenizer_fingerprint"
 
@@ -32,8 +36,8 @@ def average(folders: Sequence[Path], output: Path) -> Path:
     """Write the mean of the checkpoints' weights below the run-like folder `output`; return the checkpoint's folder.
 
     Settings, counters and tokenizer are those of the last one. The sum is in float64, each weight keeps its type.
-    Raises ConfigError for fewer than two and for checkpoints of other shapes, CheckpointError for one that cannot be
-    read, and where `output` holds a run.
+    Adapters are merged into their matrices before, so that the average has none. Raises ConfigError for fewer than two
+    and for checkpoints of other shapes, CheckpointError for one that cannot be read, and where `output` holds a run.
     """
     if len(folders) < 2:
         raise ConfigError(f"{len(folders)} checkpoint is no average. Name two or more: 'checkpoints=[a,b]' or last=5.")
@@ -50,7 +54,9 @@ def average(folders: Sequence[Path], output: Path) -> Path:
         _check_same_model(checkpoint, newest)
     tensors = {"model": _mean(saved)}
     said: dict[str, Any] = dict(newest.manifest)
-    kept = {key: said[key] for key in ("progress", "config", "whole_run", "typed") if key in said}
+    kept: dict[str, Any] = {key: said[key] for key in ("progress", "config", "whole_run", "typed") if key in said}
+    if newest.run_config().lora.is_on:
+        kept = _without_adapters(kept, sum(weight.numel() for weight in tensors["model"].values()))
     manifest = kept | {"saved_at": said.get("saved_at", 0.0), "average_of": [each.step for each in saved]}
     if newest.working_folder is not None:
         working = newest.folder.parent.parent / newest.working_folder
@@ -84,13 +90,34 @@ def _meaning(run: RunConfig) -> dict[str, object]:
     return {
         "causal attention": run.objective.causal,
         "objective.labels": None if classifier is None else list(classifier.labels),
-        "lora.alpha": run.lora.alpha if run.lora.is_on else None,
     }
+
+
+def _without_adapters(kept: dict[str, Any], parameters: int) -> dict[str, Any]:
+    """Return the manifest's entries of a model of so many parameters whose adapters are merged."""
+    settings = {key: kept[key] | {"lora": to_dict(LoraConfig())} for key in ("config", "whole_run") if key in kept}
+    return kept | settings | {"progress": kept["progress"] | {"parameters": parameters}}
+
+
+class _Merged:
+    """The weights of a checkpoint by name and with their shapes, each adapter merged into its matrix.
+
+    The mean of the two factors of adapters would not be that of their products, which the models compute with.
+    """
+
+    def __init__(self, saved: TensorFiles, lora: LoraConfig) -> None:
+        self._saved, self._lora = saved, lora
+        self._adapted = {f"{module}.weight" for module in adapted(saved.shapes) if lora.is_on}
+        self.shapes = {name: shape for name, shape in saved.shapes.items() if not (lora.is_on and is_adapter(name))}
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self._saved.read(name)
+        return merged(name, weight, self._saved.read, self._lora.scale) if name in self._adapted else weight
 
 
 def _mean(saved: Sequence[Checkpoint]) -> dict[str, Tensor]:
     """Return the mean of each weight; raises ConfigError where a checkpoint has others than the last one."""
-    parts = [each.tensors("model") for each in saved]
+    parts = [_Merged(each.tensors("model"), each.run_config().lora) for each in saved]
     shapes = parts[-1].shapes
     for checkpoint, part in zip(saved, parts, strict=True):
         if part.shapes != shapes:

@@ -84,6 +84,10 @@ class ReportConfig(Settings):
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_address("output", self.output, "Try output=report.html, and copy it there.")
+
 
 @dataclass
 class CompareConfig(Settings):
@@ -107,6 +111,7 @@ class CompareConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_address("output", self.output, "Try output=compare.html, and copy it there.")
         if self.output is not None and not self.output.endswith(".html"):
             raise ConfigError(
                 f"output={self.output} is no .html file, beside which .json fits. Try output=compare.html."
@@ -126,6 +131,10 @@ class AverageConfig(Settings):
     output: str = setting(MISSING, "The folder to write; it reads as a run with one checkpoint.")
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_address("output", self.output, "Try output=averaged, and copy it there, manifest.json last.")
 
 
 @dataclass
@@ -157,6 +166,7 @@ class ExportConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_address("output", self.output, "Try output=my_model, and copy it there.")
         if self.push is not None and not _REPOSITORY.fullmatch(self.push):
             raise ConfigError(f"push={self.push} is no owner/name of the hub. Try push=ada/my_model.")
         if self.public and self.push is None:

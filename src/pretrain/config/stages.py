@@ -22,6 +22,7 @@ from pretrain.data.batch_sizes import BatchSizes, StepSize
 from pretrain.data.config import DataConfig, Mode
 from pretrain.errors import ConfigError, nearest, shown
 from pretrain.models.choices import Position
+from pretrain.objectives.config import MaskingConfig, ObjectiveConfig
 from pretrain.training.config import StageEnd
 
 # What may change inside a run: the shape of the weights and the meaning of the saved state do not depend on it. It is a
@@ -77,6 +78,10 @@ class Course:
             return False
         before = self.stages[stage.number - 2].config
         return (_rows_of(stage.config), stage.config.objective) != (_rows_of(before), before.objective)
+
+    def validates_as_at_start(self, stage: Stage) -> bool:
+        """Return whether the validations of a stage are of the rows and targets that the first stage validates."""
+        return _validated_by(self.stages[stage.number - 1].config) == _validated_by(self.stages[0].config)
 
     def is_last(self, stage: Stage) -> bool:
         """Return whether the run ends with this stage."""
@@ -339,6 +344,14 @@ def _rows_of(config: RunConfig) -> tuple[int, dict[str, Any]]:
     """Return what decides the rows that are read, but for the seed."""
     data = {key: value for key, value in to_dict(config)["data"].items() if key not in _NOT_OF_THE_ROWS}
     return config.model.context_length, data
+
+
+def _validated_by(config: RunConfig) -> tuple[Any, ObjectiveConfig]:
+    """Return what decides the losses of a validation: its rows, and the objective with the masks of validations."""
+    objective = config.objective
+    if isinstance(objective, MaskingConfig) and objective.validation_mask_probability is not None:
+        objective = replace(objective, mask_probability=objective.validation_mask_probability)
+    return _rows_of(config), objective
 
 
 def _text_of(config: RunConfig) -> dict[str, Any]:

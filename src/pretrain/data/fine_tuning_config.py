@@ -84,6 +84,12 @@ class PairsConfig(AnnotatedConfig):
         return before, between
 
 
+def prompt_templates(data: DataConfig) -> list[tuple[str, str]]:
+    """Return the text before and after a prompt in each template of the pairs that are read, of a mixture's too."""
+    found = (part.prompt_template() for part in data.parts().values())
+    return list(dict.fromkeys(each for each in found if each is not None))
+
+
 @dataclass
 class ChatConfig(AnnotatedConfig):
     """Conversations, of which a causal model learns the assistant's turns: a list of messages a line, in .jsonl.

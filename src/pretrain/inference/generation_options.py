@@ -11,6 +11,7 @@ from pretrain.config.setting import check, description
 from pretrain.errors import ConfigError, nearest, shown
 from pretrain.inference.config import DecodingOrder, GenerateConfig
 from pretrain.inference.sampling import Sampling
+from pretrain.program import command
 
 SAMPLING = {field.name for field in fields(Sampling)}
 MAX_NEW_TOKENS = 100  # where max_new_tokens is left out
@@ -35,6 +36,21 @@ def check_options(method: str, kind: Any, options: Mapping[str, Any], causal: bo
                 f"{name}={shown(value)} means nothing for a causal model, which continues a text from left to "
                 f"right. Leave {name} out, or take a diffusion model: objective=diffusion."
             )
+
+
+def no_template(others: Sequence[tuple[str, str]]) -> ConfigError:
+    """Return the error of respond() for a model without one template; `others` are several that it was trained with."""
+    if others:
+        shown_ones = " and ".join(repr("{prompt}".join(each)) for each in others)
+        return ConfigError(
+            f"this model was fine-tuned on pairs in several templates, {shown_ones}, so that respond() has none. "
+            "Write the prompt in one of them, and use generate()."
+        )
+    return ConfigError(
+        "this model was not fine-tuned on pairs of prompt and response: use generate(), or chat() for one of "
+        f"conversations. Or fine-tune it: {command('train')} experiment=instruct init_from=<this model> "
+        "data.path=<pairs.jsonl>."
+    )
 
 
 def listed(prompts: Sequence[str | list[int]]) -> list[str | list[int]]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from pretrain.data.config import DataConfig
+from pretrain.data.fine_tuning_config import prompt_templates
 from pretrain.data.sources.source import printable
 from pretrain.files.records import Count
 from pretrain.objectives.config import ObjectiveConfig
@@ -138,9 +139,8 @@ class ModelCard:
 
 def purpose_of(objective: ObjectiveConfig, data: DataConfig) -> str:
     """Return what a model is for that was trained with these settings, sentences in Markdown."""
-    parts = data.parts().values()
-    templates = dict.fromkeys("{prompt}".join(found) for part in parts if (found := part.prompt_template()))
-    if any(part.has_messages for part in parts):
+    templates = ["{prompt}".join(each) for each in prompt_templates(data)]
+    if any(part.has_messages for part in data.parts().values()):
         tuning = (
             "It was fine-tuned on conversations, in the chat template of its tokenizer. It is not tuned to be safe."
         )

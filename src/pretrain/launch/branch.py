@@ -28,6 +28,11 @@ def is_begun(resumed: Checkpoint) -> bool:
     return resumed.config.get("branch") is not None
 
 
+def begins(config: RunConfig, resumed: Checkpoint | None) -> bool:
+    """Return whether a start is that of a branch, which goes on from the checkpoint of the run that it leaves."""
+    return config.branch is not None and resumed is not None and not is_begun(resumed)
+
+
 def open_base(config: RunConfig, resumed: Checkpoint | None) -> Checkpoint:
     """Return the checkpoint that a branch leaves; `resumed` is one in the branch's folder, if there is one.
 

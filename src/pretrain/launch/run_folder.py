@@ -33,6 +33,7 @@ CHECKPOINTS, FAILURES, PROFILE = "checkpoints", "failures", "profile"
 SWEPT = "PRETRAIN_SWEPT"  # environment variable of a sweep's jobs: the settings that differ between them, by commas
 MAX_LINE_BYTES = 1 << 20  # of metrics.csv and ledger.jsonl; a line of the ledger lists every row of a step
 MAX_LINES_BYTES = 1 << 32
+_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # of an open file, whose error names none
 T = TypeVar("T")
 
 
@@ -89,7 +90,7 @@ def opened_to_append(path: Path) -> Iterator[IO[str]]:
         with os.fdopen(append_descriptor(path), "a+", encoding="utf8", newline="") as file:
             yield file
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def append_descriptor(path: Path) -> int:
@@ -102,7 +103,7 @@ def append_descriptor(path: Path) -> int:
     try:
         return os.open(path, flags, 0o666)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def log_of_rank(rank: int) -> str:
@@ -201,7 +202,22 @@ def stopped(signal: AskedToStop, step: int) -> Interrupted:
     return Interrupted(f"{signal} at step {step}: {outcome}", signal.exit_code - 128)
 
 
-def _unwritable(path: Path, error: OSError) -> CheckpointError:
+@contextmanager
+def storage_errors_of(folder: Path) -> Iterator[None]:
+    """Raise CheckpointError where the storage of a run folder fails; other errors of the system stay what they are."""
+    try:
+        yield
+    except OSError as error:
+        path = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if path is None and error.errno in _OF_STORAGE:
+            raise unwritable(folder, error) from error
+        if path is not None and path.absolute().is_relative_to(folder.absolute()):
+            raise unwritable(path, error) from error
+        raise
+
+
+def unwritable(path: Path, error: OSError) -> CheckpointError:
+    """Return the error of a file of a run folder that cannot be written."""
     return CheckpointError(f"{path} cannot be written: {os.strerror(error.errno or errno.EIO)}.")
 
 

@@ -152,6 +152,7 @@ class LadderConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_address("ladder.output", self.output, "Try ladder.output=logs/scale/mine.")
         for size in self.sizes:
             LadderSize.read(size)
         if self.held_out is not None:

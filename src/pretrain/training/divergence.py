@@ -20,6 +20,7 @@ from pretrain.training.config import DivergenceConfig, OnSpike
 from pretrain.training.datamodule import TextDataModule
 
 _MIN_DEVIATION = 0.01  # of the mean: the losses of a memorized text hardly differ
+LOWER_RATE = "a lower optimizer.learning_rate and 'allow_change=[optimizer.learning_rate]'"  # in advice to resume
 _MAX_NAMED = 20  # rows in a message
 _MAD_TO_DEVIATION = 1.4826  # standard deviation of normal values / their median absolute deviation
 
@@ -127,14 +128,21 @@ def _row_losses(model_with_loss: ModelWithLoss, data: TextDataModule, samples: n
 
 def named(rows: Iterable[str]) -> str:
     """Return row ids as text: the first few in order, and the number of the others."""
-    rows = sorted(rows, key=lambda row: (row.rpartition(":")[0], int(row.rpartition(":")[2])))
+    rows = sorted(rows, key=_place)
     return ", ".join(rows[:_MAX_NAMED]) + (f" and {len(rows) - _MAX_NAMED:,} more" if len(rows) > _MAX_NAMED else "")
 
 
-def spike_error(description: str, rows: Iterable[str]) -> DivergenceError:
-    """Return the error that ends a run at a spike."""
+def _place(row: str) -> tuple[str, int]:
+    """Return the stage and source that an id of a row begins with, and its number there: <stage>/<source>:<row>."""
+    number = row.rpartition("/")[2].rpartition(":")[2]
+    return row.removesuffix(number), int(number)
+
+
+def spike_error(description: str, rows: Iterable[str], on_spike: OnSpike) -> DivergenceError:
+    """Return the error that ends a run at a spike: as asked, or where all outlier sequences are excluded already."""
+    excluded = on_spike is OnSpike.rewind
     return DivergenceError(
-        f"{description}. The step read rows {named(rows)}. Look at them: {command('inspect')} "
-        "run=<run folder> step=...; then continue by resume=auto with divergence.on_spike=rewind, or with a lower "
-        "optimizer.learning_rate."
+        f"{description}. The step read rows {named(rows)}{', which are excluded already' * excluded}. Look at them: "
+        f"{command('inspect')} run=<run folder> step=...; then continue by resume=auto with "
+        f"{'' if excluded else 'divergence.on_spike=rewind, or with '}{LOWER_RATE}."
     )

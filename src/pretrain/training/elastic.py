@@ -185,5 +185,15 @@ def first_failure(failures: Path, ranks: int, failed_rank: int, exit_code: int) 
 
 
 def _failures(folder: Path) -> list[Failure]:
-    """Return the failures that processes have written into a run's folder."""
-    return [record_of(path, Failure) for path in sorted(folder.glob("rank-*.json"))]
+    """Return the failures that processes have written into a run's folder.
+
+    One that its process deletes meanwhile, as it restarts, has been answered.
+    """
+    failures = []
+    for path in sorted(folder.glob("rank-*.json")):
+        try:
+            failures.append(record_of(path, Failure))
+        except CheckpointError:
+            if os.path.lexists(path):
+                raise
+    return failures

@@ -48,6 +48,7 @@ def initial_weights(run_plan: RunPlan, prepared: Prepared, model: LanguageModule
         base = open_model(config.init_from, cache=config.paths.cache_dir)
         _check_same_tokenizer(config, base, prepared)
         _check_same_shape(config, base.shape)
+        _check_same_padding(config, base)
         for line in what_changes(config, base, prepared):
             log(line)
         return _with_adapters(config, base, prepared, model)
@@ -168,6 +169,17 @@ def _check_same_shape(config: RunConfig, shape: ModelConfig) -> None:
                 f"model.{name}={shown(after)}. Take the whole shape from the base with model=imported, or allow the "
                 f"change: 'allow_change=[model.{name}]'."
             )
+
+
+def _check_same_padding(config: RunConfig, base: ModelFolder) -> None:
+    """Raise ConfigError if the vocabulary of the base is padded to another number of rows."""
+    ours, theirs = (model.vocabulary(base.tokenizer.vocab_size) for model in (config.model, base.shape))
+    if ours != theirs:
+        raise ConfigError(
+            f"init_from={config.init_from} has model.vocab_multiple={base.shape.vocab_multiple}, which gives its "
+            f"embedding {theirs:,} rows, and this run has model.vocab_multiple={config.model.vocab_multiple}, which "
+            f"gives it {ours:,}. Try model.vocab_multiple={base.shape.vocab_multiple}."
+        )
 
 
 def _check_same_data(progress: dict[str, Any], prepared: Prepared, text_of: str) -> None:

@@ -27,7 +27,7 @@ from pretrain.program import command
 from pretrain.training.agreement import Agreement
 from pretrain.training.config import OnSpike
 from pretrain.training.datamodule import TextDataModule
-from pretrain.training.divergence import Rewind, Spikes, named, outlier_sequences, spike_error
+from pretrain.training.divergence import LOWER_RATE, Rewind, Spikes, named, outlier_sequences, spike_error
 from pretrain.training.graphs import MicroBatchGraphs, capture_on
 from pretrain.training.loss_scaler import LossScaler
 from pretrain.training.run_length import RunLength
@@ -331,7 +331,7 @@ class TrainingModule(L.LightningModule):
         if self.spikes.on_spike is OnSpike.rewind and new:
             message = f"{description}; excluding rows {named(new)}"
             raise Rewind(message, step, data.excluded | new, self.length.clock())
-        raise spike_error(description, rows)
+        raise spike_error(description, rows, self.spikes.on_spike)
 
     def count_outcome(self, outcome: StepOutcome) -> None:
         """Count a step that did not change the weights.
@@ -357,7 +357,7 @@ class TrainingModule(L.LightningModule):
             )
             if reason == NO_TARGET:
                 raise DataError(f"{description}Look at them: {command('inspect')} run=<run folder> step=1.")
-            advice = "a lower optimizer.learning_rate, then resume=auto."
+            advice = f"resume=auto with {LOWER_RATE}."
             if self.loss_scaler is not None:
                 advice += " Or start anew with trainer.precision=fp32: fp16 has no number above 65,504."
             raise DivergenceError(f"{description}Try {advice}")

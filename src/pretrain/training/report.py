@@ -33,7 +33,7 @@ class Report:
     parameters: int
     objective: str  # its kind
     validation: dict[str, float]  # without metrics that had no target
-    first_validation: dict[str, float]  # before the first step; empty without one
+    first_validation: dict[str, float]  # before the first step; empty without one, and where the last is of other rows
     tokens_per_s: float
     training_s: float  # in steps
     wall_s: float  # since the start of the process

@@ -20,6 +20,7 @@ from pretrain.data.train_stream import bits_per_byte_of_a_nat
 from pretrain.errors import ConfigError, DataError
 from pretrain.interop.load import build_without_weights
 from pretrain.kernels.device import peak_flops_per_s, sum_dtype
+from pretrain.launch.branch import begins
 from pretrain.launch.rank import log
 from pretrain.launch.run_folder import CHECKPOINTS, LEDGER, PROFILE, TABLE
 from pretrain.launch.run_plan import RunPlan, prepare_text
@@ -170,6 +171,8 @@ def build_parts(text: StageText, throughput: Throughput, ending: ExitStack) -> R
     checkpoints = Checkpoints(state, throughput, config.checkpoint.every_n_steps)
     user_callbacks = _build_user_callbacks(text, prompts, checkpoints)
     _forget_other_losses(module.spikes, user_callbacks, text.course, run_plan.start)
+    if begins(config, run_plan.resumed):  # its decay has yet to begin
+        user_callbacks.forgets_losses = True
     state.add_user_callbacks(user_callbacks)
     state.logger_ids = lambda: ids_of(loggers)
     return RunParts(text, trainer, module, metrics, state, writer, checkpoints, user_callbacks)

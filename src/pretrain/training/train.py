@@ -16,7 +16,7 @@ from pretrain.config.serialize import to_dict
 from pretrain.errors import DivergenceError
 from pretrain.files.atomic_files import delete_drafts
 from pretrain.launch.rank import log, rank
-from pretrain.launch.run_folder import CHECKPOINTS, saved_step, stopped
+from pretrain.launch.run_folder import CHECKPOINTS, saved_step, stopped, storage_errors_of
 from pretrain.launch.run_plan import RunPlan
 from pretrain.stop_signals import AskedToStop
 from pretrain.training.callbacks.checkpoints import late_signals
@@ -43,7 +43,8 @@ def train(run_plan: RunPlan) -> Report:
     throughput = Throughput()
     with uploaded(run_plan) as run_plan:
         try:
-            report = _with_rewinds(run_plan, throughput)
+            with storage_errors_of(run_plan.folder):
+                report = _with_rewinds(run_plan, throughput)
         except BaseException as error:
             record_end(run_plan, throughput, error, _named_again(run_plan))
             raise
@@ -180,6 +181,7 @@ def _build_report(parts: RunParts, validation: dict[str, float]) -> Report:
     config, module, throughput = parts.config, parts.module, parts.throughput
     targets = {name: count for name, count in module.validation_targets.items() if count}
     steps = max(parts.run_plan.start, parts.trainer.global_step)
+    is_comparable = parts.text.course.validates_as_at_start(parts.text.stage)
     return Report(
         folder=str(parts.run_plan.folder),
         steps=steps,
@@ -187,7 +189,7 @@ def _build_report(parts: RunParts, validation: dict[str, float]) -> Report:
         parameters=count_parameters(parts.model),
         objective=config.objective.kind,
         validation=validation,
-        first_validation=module.first_validated,
+        first_validation=module.first_validated if is_comparable else {},
         tokens_per_s=throughput.mean_tokens_per_s(),
         training_s=throughput.training_s,
         wall_s=throughput.wall_s(),
@@ -201,17 +203,17 @@ def _build_report(parts: RunParts, validation: dict[str, float]) -> Report:
         validation_targets=targets,
         named_again=_named_again(parts.run_plan),
         ended=_why_ended(parts),
-        chats=config.data.kind == "chat",
+        chats=any(part.has_messages for part in config.data.parts().values()),
     )
 
 
 def _longer(parts: RunParts, steps: int) -> str:
-    """Return the settings that double the length of the run, whose last stage then ends with it."""
+    """Return the settings that double the length of the run, whose last stage then ends with it, or its patience."""
     words = [parts.module.length.doubled(steps)]
     for name, stage in list(parts.text.whole.stages.items())[-1:]:
         fixed = [key for key in ("until_steps", "until_tokens") if stage.get(key) is not None]
         words += [f"stages.{name}.{key}=null" for key in fixed]
-    return " ".join(words)
+    return " ".join([*words, *parts.user_callbacks.more_patience()])
 
 
 def _named_again(run_plan: RunPlan) -> list[str]:

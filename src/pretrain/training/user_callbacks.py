@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import Logger
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import to_dict
 from pretrain.errors import CheckpointError, ConfigError
-from pretrain.launch.branch import is_begun
+from pretrain.launch.branch import begins
 from pretrain.launch.rank import log
 from pretrain.launch.run_plan import RunPlan
 from pretrain.training.callbacks.early_stopping import RunEarlyStopping
@@ -23,7 +23,7 @@ class UserCallbacks:
         self.callbacks = callbacks
         self._saved: dict[str, Any] = {}
         self._left_out: set[str] = set()
-        self.forgets_losses = False  # the run is where a stage with other losses begins
+        self.forgets_losses = False  # the run is where a branch begins, or a stage with other losses
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every callback that has one; what is no plain data is left out with a warning, once."""
@@ -59,6 +59,14 @@ class UserCallbacks:
             if self.forgets_losses and isinstance(callback, RunEarlyStopping):
                 callback.forget_losses()
 
+    def more_patience(self) -> list[str]:
+        """Return the settings with which a run that early stopping has ended goes on; it would end again without."""
+        return [
+            f"callbacks.{name}.patience={2 * callback.patience}"
+            for name, callback in self.callbacks.items()
+            if isinstance(callback, RunEarlyStopping) and callback.has_stopped
+        ]
+
     def why_stopped(self) -> str:
         """Return the reason that a callback gives for having ended the run; empty if none gives one."""
         for name, callback in self.callbacks.items():
@@ -71,8 +79,7 @@ def run_facts(run_plan: RunPlan) -> RunFacts:
     """Return what callbacks and loggers are built from."""
     config = run_plan.config
     resumed = run_plan.resumed
-    is_other_run = resumed is not None and config.branch is not None and not is_begun(resumed)
-    saved = resumed.progress.get("logger_ids", {}) if resumed and not is_other_run else {}
+    saved = resumed.progress.get("logger_ids", {}) if resumed and not begins(config, resumed) else {}
     return RunFacts(
         folder=run_plan.folder,
         name=f"{config.name or 'run'}/{run_plan.folder.name}",

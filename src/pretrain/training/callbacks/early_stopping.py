@@ -34,13 +34,18 @@ class RunEarlyStopping(EarlyStopping):
         self.checked_at = int(state_dict["checked_at"])
 
     def forget_losses(self) -> None:
-        """Count anew: what was the best so far is of other rows, or of another objective."""
+        """Count anew: the best so far is of other rows, of another objective, or of the run that a branch leaves."""
         self.wait_count = 0
         self.best_score = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
 
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it has waited for as long as its patience lasts."""
+        return self.wait_count >= self.patience
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop before the first step where the run had stopped already, with as much patience or less."""
-        if self.wait_count >= self.patience:
+        if self.has_stopped:
             trainer.should_stop = True
             self.stopping_reason_message = (
                 f"Monitored metric {self.monitor} did not improve in the last {self.wait_count} records. "

@@ -93,19 +93,33 @@ class Samples(StepCallback):
         self.writer = writer
         self.throughput = throughput
         self.checkpoints = checkpoints
+        self._sampled_at = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the step of the start: an earlier one has sampled it, or nothing is trained yet."""
+        self._sampled_at = trainer.global_step
 
     def on_step_end(self, trainer: L.Trainer, module: TrainingModule) -> None:
         """Sample every n steps and at the last."""
         every, step = self.writer.config.sample.every_n_steps, trainer.global_step
         if step == trainer.max_steps or (every and step % every == 0):
-            model = module.model_with_loss.model
             with self.throughput.paused("samples"):
-                gathered = self.writer.gathered_model(model)
-                if rank() == 0:
-                    most = EARLY_TOKENS if is_early(step, trainer.max_steps) else None
-                    text = interruptible(module, lambda: self.writer.write(gathered, seed=step, most_tokens=most))
-                    log_text(trainer.loggers, self.tag, text or "", step)
+                self._sample(trainer, module, EARLY_TOKENS if is_early(step, trainer.max_steps) else None)
                 self.checkpoints.agree_and_stop_if_asked(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample the last step of a run that a callback has ended before its length."""
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.global_step != self._sampled_at:
+            self._sample(trainer, pl_module, None)
+
+    def _sample(self, trainer: L.Trainer, module: TrainingModule, most_tokens: int | None) -> None:
+        """Write a sample of this step, on rank 0. A collective call."""
+        step = self._sampled_at = trainer.global_step
+        gathered = self.writer.gathered_model(module.model_with_loss.model)
+        if rank() == 0:
+            text = interruptible(module, lambda: self.writer.write(gathered, seed=step, most_tokens=most_tokens))
+            log_text(trainer.loggers, self.tag, text or "", step)
 
 
 def is_early(step: int, max_steps: int) -> bool:
