@@ -57,6 +57,26 @@ def test_each_stage_is_planned_and_the_largest_one_decides(plan: Plan) -> None:
     clock = ["trainer.max_steps=-1", "trainer.max_time=10", "stages.short.until_steps=60", "stages.end.batch_size=4"]
     text = answer(plan(*words, "model.context_length=256", "batch_size=8", *clock))
     assert "  all stages: 10 minutes" in text  # the last one has what is left
+    late = ["trainer.max_steps=-1", "trainer.max_time=1e-6", "stages.a.until_steps=60", "stages.b.batch_size=4"]
+    lines = answer(plan(*words, "model.context_length=256", "batch_size=8", *late)).splitlines()
+    assert lines[2].split()[:3] == ["a", "1", "2,048"]
+    assert lines[3].endswith("not reached by trainer.max_time")
+
+
+@pytest.mark.slow
+def test_a_stage_behind_the_warmup_of_the_batch_reads_the_whole_batch(plan: Plan) -> None:
+    config = plan(
+        "model=llama_nano", "vocab_size=2048", "device=h100", "dry_run=false", "paths.cache_dir=/nowhere",
+        "model.context_length=256", "batch_size=8", "batch_warmup_rows=1", "batch_warmup_tokens=20000",
+        "trainer.max_steps=100", "stages.a.until_steps=50", "stages.b.optimizer.learning_rate=1e-4",
+        "stages.b.model.dropout=0.1",
+    )  # fmt: skip
+    text, forecast = forecast_in_words(config)
+    assert forecast is not None
+    assert [line.split()[0] for line in text.splitlines()[2:4]] == ["a", "b"]
+    assert text.splitlines()[3].split()[1:3] == ["50", f"{50 * 8 * 256:,}"]
+    assert "Below: stage b" in text  # by its dropout
+    assert forecast.cost.tokens == 50 * 8 * 256
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from statistics import median
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.run import AUTO, RunConfig
-from pretrain.config.stages import Course, Stage, course_of
+from pretrain.config.stages import Stage, course_of
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.launch.run_folder import (
@@ -26,6 +26,7 @@ from pretrain.launch.run_folder import (
 )
 from pretrain.planning.chosen_size import fit_to_text
 from pretrain.planning.config import PlanConfig
+from pretrain.planning.cost import Growth
 from pretrain.planning.fit import settings_that_fit
 from pretrain.planning.forecast import Forecast, Target, forecast, target_of
 from pretrain.planning.micro_batch import largest_micro_batch
@@ -64,20 +65,24 @@ def _of_largest_stage(config: PlanConfig, target: Target) -> tuple[PlanConfig, F
     course = course_of(config)
     planned: list[tuple[PlanConfig, Forecast]] = []
     rows = [["stage", "steps", "tokens", "a step", "peak memory", "time"]]
-    minutes = config.trainer.max_time
+    seconds: list[float | None] = []
+    minutes = config.trainer.max_time  # that are left for a stage
     for stage in course.stages:
         if stage.end == stage.begin:
             continue
         of_stage = _settings_of(config, stage, minutes)
-        found = forecast(of_stage, target, simulate=config.dry_run)
+        found = forecast(of_stage, target, config.dry_run, Growth(course.sizes, stage.begin))
         planned.append((of_stage, found))
-        if minutes is not None:  # what is left for the next stages
-            minutes = max(1e-9, minutes - (found.cost.seconds or 0.0) / 60)
-        rows.append([stage.name, *_figures(stage, course, found)])
+        is_reached = minutes is None or minutes > 0.0
+        rows.append([stage.name, *_figures(found, is_reached)])
+        if is_reached:
+            seconds.append(found.cost.seconds)
+        if minutes is not None:
+            is_whole = stage.end is not None and found.cost.steps == stage.end - stage.begin
+            minutes = max(0.0, minutes - (found.cost.seconds or 0.0) / 60) if is_whole else 0.0
     largest, found = max(planned, key=lambda each: each[1].peak)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    seconds = [each.cost.seconds for _, each in planned]
     if None not in seconds:
         lines.append(f"  all stages: {duration(sum(each or 0.0 for each in seconds))}")
     name = rows[1 + [each[1] for each in planned].index(found)][0]
@@ -87,22 +92,20 @@ def _of_largest_stage(config: PlanConfig, target: Target) -> tuple[PlanConfig, F
 def _settings_of(config: PlanConfig, stage: Stage, minutes: float | None) -> PlanConfig:
     """Return the settings of a plan for a stage alone, as long as it is, or as the `minutes` left for it are."""
     of_stage = {f.name: getattr(stage.config, f.name) for f in fields(RunConfig)}
-    of_stage["trainer"] = replace(stage.config.trainer, max_time=minutes)
+    of_stage["trainer"] = replace(stage.config.trainer, max_time=None if minutes is None else max(1e-9, minutes))
     if stage.end is not None:
         of_stage["trainer"] = replace(of_stage["trainer"], max_steps=stage.end - stage.begin, max_tokens=None)
     return replace(config, **of_stage)
 
 
-def _figures(stage: Stage, course: Course, planned: Forecast) -> list[str]:
-    """Return the cells of a stage: steps, tokens, time of a step, memory, time; tokens and time as the batch grows."""
-    cost, time = planned.cost, planned.cost.seconds
-    if stage.end is None:
-        return ["-", "-", duration(cost.step_s), gib(planned.peak), "-" if time is None else duration(time)]
-    tokens = course.sizes.tokens(stage.end) - course.sizes.tokens(stage.begin)
-    return [
-        f"{stage.end - stage.begin:,}", f"{tokens:,}", duration(cost.step_s), gib(planned.peak),
-        duration(tokens / cost.tokens_per_s),
-    ]  # fmt: skip
+def _figures(planned: Forecast, is_reached: bool) -> list[str]:
+    """Return the cells of a stage: steps, tokens, time of a step, memory, time; as far as the clock allows."""
+    cost, cells = planned.cost, ["-", "-", "-"]
+    if not is_reached:
+        cells[2] = "not reached by trainer.max_time"
+    elif cost.steps is not None and cost.tokens is not None and cost.seconds is not None:
+        cells = [f"{cost.steps:,}", f"{cost.tokens:,}", duration(cost.seconds)]
+    return [*cells[:2], duration(cost.step_s), gib(planned.peak), cells[2]]
 
 
 @dataclass(frozen=True)
