@@ -100,6 +100,20 @@ def test_what_processes_exchange_is_measured() -> None:
 
 
 @pytest.mark.slow
+def test_frozen_weights_have_no_gradient_and_adapters_do(plan: Plan) -> None:
+    """Forward and the gradient of the input: 4 operations a frozen weight, 6 a trained one."""
+    words = ["model=gpt_small", "vocab_size=50257", "init_from=x", "lora.rank=8"]
+    work = workload_of(plan(*words), 50_257, Precision.bf16, gpu=True)
+    trained, adapters = work.parameters - work.frozen_parameters, 12 * 8 * (4 * 2 * 768 + 2 * 5 * 768)
+    assert trained == adapters
+    in_matmuls, attention = 12 * 12 * 768**2 + 50_257 * 768, 12 * 768 * 1024 * 12
+    cost = cost_of(work, DOCUMENTED[Device.h100], 0.4, 10, None)
+    assert cost.flops_per_token == 4 * in_matmuls + 6 * adapters + attention
+    everything = replace(work, frozen=frozenset())
+    assert cost_of(everything, DOCUMENTED[Device.h100], 0.4, 10, None).step_s > 1.3 * cost.step_s
+
+
+@pytest.mark.slow
 def test_devices_divide_the_step(plan: Plan) -> None:
     words = ["model=gpt_nano", "batch_size=64", "trainer.devices=8"]
     alone, shared = (workload_of(plan(*w), 2048, Precision.bf16) for w in (words[:2], [*words, "trainer=fsdp"]))

@@ -69,7 +69,7 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     its processes.
     """
     share = work.targets / work.tokens
-    per_token = work.passes * training_flops_per_token(work.model, work.vocab_size, share)
+    per_token = work.passes * training_flops_per_token(work.model, work.vocab_size, share, work.adapters)
     recomputed = work.passes * _recomputed(work)
     per_group = work.rows * work.length * work.accumulation  # tokens, each once
     flops = per_group * (per_token + recomputed) / (work.split * work.context)
