@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -193,13 +194,30 @@ def test_a_finished_run_is_compared_with_its_forecast(tiny: Any, plan: Plan) -> 
     (Path(report.folder) / "metrics.csv").unlink()
     measured = measured_by(Path(report.folder))
     assert measured.memory_gib is None
-    assert measured.tokens_per_s == pytest.approx(report.tokens_per_s)
+    assert measured.tokens_per_s() == pytest.approx(report.tokens_per_s)
     assert "memory" not in answer(plan(f"run={report.folder}", "device=h100", "dry_run=false"))
     (Path(report.folder) / "report.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds no config.yaml: .* Try run=logs/gpt_nano/<time>\."):
         answer(plan(f"run={Path(report.folder).parent}"))
     with pytest.raises(CheckpointError, match=r"holds no report.json: only a finished run can be compared"):
         answer(plan(f"run={report.folder}"))
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_finished_run_are_compared_each_with_its_own_forecast(tiny: Any, plan: Plan) -> None:
+    from pretrain.training.train import run
+
+    stages = ["stages.a.until_steps=4", "stages.long.model.context_length=64", "stages.long.batch_size=2"]
+    report = run(tiny.plan(*stages, "model.context_length=32", "trainer.max_steps=6", "trainer.log_every_n_steps=1"))
+    text = answer(plan(f"run={report.folder}", "device=h100", "dry_run=false"))
+    rows = {line.split("  ")[1]: line.split() for line in text.splitlines()[2:]}
+    assert list(rows) == ["parameters", "tokens/s of a", "tokens/s of long", "time in steps", "peak memory"]
+    logged = [line.split(",") for line in (Path(report.folder) / "metrics.csv").read_text().splitlines()]
+    measured = {int(row[0]): float(row[2]) for row in logged if row[1] == "speed/tokens_per_s"}
+    assert sorted(measured) == [1, 2, 3, 4, 5, 6]
+    assert rows["tokens/s of a"][4] == f"{median(measured[step] for step in (2, 3, 4)):,.0f}"
+    assert rows["tokens/s of long"][4] == f"{median(measured[step] for step in (5, 6)):,.0f}"
+    assert rows["tokens/s of a"][3] != rows["tokens/s of long"][3]
 
 
 def test_numbers_are_easy_to_read() -> None:
