@@ -41,6 +41,7 @@ def test_a_plan_by_the_clock_without_a_device_of_known_pace(plan: Plan, tmp_path
     text = answer(plan(*words, f"data.path={tmp_path}"))
     assert "10 minutes" in text
     assert "price_per_hour=..." in text
+    assert "an MFU of 45.5%" in answer(plan(*words, f"data.path={tmp_path}", "mfu=0.455"))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pretrain.planning.scaling import (
     data_warnings,
     twenty_per_parameter,
 )
-from pretrain.planning.units import count, duration, gib
+from pretrain.planning.units import count, duration, gib, percent
 from pretrain.planning.workload import Workload
 from pretrain.program import command
 from pretrain.training.config import Precision
@@ -147,7 +147,7 @@ def _time(forecast: Forecast, config: PlanConfig) -> list[str]:
     cost, hardware = forecast.cost, forecast.target.hardware
     precision = forecast.work.precision
     peak = f"{hardware.flops_per_s(precision) / 1e12:,.4g} TFLOP/s in {precision.name}"
-    how = f"{hardware.bytes_per_s / 1e9:.3g} GB/s" if hardware.bytes_per_s else f"an MFU of {config.mfu:.0%}"
+    how = f"{hardware.bytes_per_s / 1e9:.3g} GB/s" if hardware.bytes_per_s else f"an MFU of {percent(config.mfu)}"
     if hardware.exchanged_per_s:
         how += f", {hardware.exchanged_per_s / 1e9:.3g} GB/s between processes"
     lines = [f"Time on {cost.device_count:,} x {hardware.name}: {peak} ({hardware.source}), {how}"]
