@@ -170,11 +170,9 @@ class LanguageModel:
         numbers = classification.predicted_numbers(self.model, self.regressor, self.tokenizer, texts).tolist()
         return numbers[0] if alone else numbers
 
-    def _refuse_classifier(self) -> None:
+    def check_predicts_tokens(self) -> None:
+        """Raise ConfigError for a model that classifies or embeds texts, or predicts a number of one."""
         classification.refuse_tokens(self.classifier or self.regressor)
-        self._refuse_embedder()
-
-    def _refuse_embedder(self) -> None:
         if self.pooling is not None:
             raise ConfigError(
                 "this model embeds texts and has no head that predicts tokens. "
@@ -281,7 +279,7 @@ class LanguageModel:
         return [self.tokenizer.bos_id, *row] if self.starts_with_bos or not row else row
 
     def _check_completes(self) -> None:
-        self._refuse_classifier()
+        self.check_predicts_tokens()
         if not self.completes:
             raise ConfigError(
                 "this model was trained to fill masks and cannot complete a prompt. "
@@ -342,7 +340,7 @@ class LanguageModel:
 
     def _check_fills_masks(self) -> int:
         """Return the mask's id; raises ConfigError for a model that fills no masks."""
-        self._refuse_classifier()
+        self.check_predicts_tokens()
         if not self.fills_masks or self.tokenizer.mask_id is None:
             raise ConfigError(
                 "this model was trained to complete prompts and cannot fill masks. "
@@ -442,7 +440,7 @@ class LanguageModel:
         A list of texts gives a list, computed in batches. A bound is estimated by `draws` random masks of each text, 32
         by default, and the score has its standard error; raises ConfigError for `draws` of another model.
         """
-        self._refuse_classifier()
+        self.check_predicts_tokens()
         bound = self.bound(32 if draws is None else draws)
         if bound is None and draws is not None:
             raise ConfigError(f"draws={draws} means nothing for a model that is scored without a bound. Leave it out.")

@@ -6,6 +6,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from families import random_model, shape
+from folders import BYTES
 from tiny_run import TinyRun
 
 from pretrain import LanguageModel
@@ -14,6 +16,7 @@ from pretrain.config.curate import CurateConfig
 from pretrain.data.curation.curate import curate
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.evaluation import checkpoint_bits
+from pretrain.objectives.fine_tuning_config import Pooling
 from pretrain.training.train import run as train
 
 TEXTS = [
@@ -87,3 +90,10 @@ def test_what_cannot_measure_bits_is_refused(checkpoint: Path, tiny: TinyRun, mo
     monkeypatch.setattr(checkpoint_bits, "checkpoint_record", lambda path, device: next(asked))
     with pytest.raises(DataError, match=r"has other weights than when this curation began\. Name one checkpoint"):
         run(tiny.folder, output, f"quality.checkpoint={checkpoint}")
+
+
+def test_a_causal_model_that_embeds_texts_is_refused_before_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = LanguageModel(random_model(shape("llama"), BYTES.vocab_size, causal=True), BYTES, pooling=Pooling.last)
+    monkeypatch.setattr(LanguageModel, "load", lambda path, device: embedder)
+    with pytest.raises(ConfigError, match="this model embeds texts and has no head that predicts tokens"):
+        checkpoint_bits.checkpoint_record("an embedder", "cpu")

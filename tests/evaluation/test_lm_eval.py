@@ -18,6 +18,7 @@ from pretrain.evaluation.examples import Example, MinimalPair, read_examples
 from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_examples
 from pretrain.language_model import LanguageModel
+from pretrain.objectives.fine_tuning_config import Pooling
 
 if importlib.util.find_spec("lm_eval") is None:
     pytest.skip("lm-eval is not installed: pip install -e '.[lm-eval]'", allow_module_level=True)
@@ -106,6 +107,13 @@ def test_a_masked_model_is_refused() -> None:
         ConfigError, match="lm-eval needs a causal or diffusion model, and this one was trained to fill masks"
     ):
         LMEvalAdapter(LanguageModel(random_model(shape("bert"), BYTES.vocab_size, causal=False), BYTES))
+
+
+def test_a_causal_model_that_embeds_texts_is_refused() -> None:
+    """Its head predicts tokens by weights that were not trained with it."""
+    model = random_model(shape("llama"), BYTES.vocab_size, causal=True)
+    with pytest.raises(ConfigError, match="this model embeds texts and has no head that predicts tokens"):
+        LMEvalAdapter(LanguageModel(model, BYTES, pooling=Pooling.last))
 
 
 def own_settings(task: str) -> dict[str, Any]:

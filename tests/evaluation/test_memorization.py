@@ -8,6 +8,7 @@ import pytest
 
 from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.run import score
+from pretrain.reports.history import read_history
 from pretrain.training.config import PathsConfig
 from pretrain.training.train import run
 
@@ -38,3 +39,17 @@ def test_training_documents_are_repeated_and_held_out_ones_are_not(tiny: Any, tm
     assert found["train/verbatim_tokens"] > 15
     assert found["validation/exact_match"] == 0
     assert found["validation/verbatim_tokens"] < 1
+
+
+@pytest.mark.slow
+def test_the_text_of_a_later_stage_was_read_in_that_stage_alone(tiny: Any, tmp_path: Path) -> None:
+    texts = write_documents(tmp_path / "later", 20, seed=3)
+    words = ["batch_size=4", "trainer.max_steps=7", "stages.a.until_steps=5", f"stages.b.data.path={texts}"]
+    report = run(tiny.plan("model=gpt_nano", *words, "data.validation_fraction=0", "stages.b.data.separator=null"))
+    paths = PathsConfig(cache_dir=str(tiny.folder / "cache"))
+    found = score(EvalConfig(paths=paths, task=Task.memorization, prompt_tokens=2, new_tokens=2), report.folder)
+    assert found["train/documents"] == 20
+    history = read_history(Path(report.folder))
+    assert history is not None
+    (source,) = history.sources  # of the later stage: 2 steps of 4 rows of 32 tokens
+    assert found["train/times_read"] == pytest.approx(2 * 4 * 32 / source.tokens)

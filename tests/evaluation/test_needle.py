@@ -106,6 +106,19 @@ def test_a_model_that_knows_nothing_is_at_chance() -> None:
     assert found["accuracy_low"] < found["chance"] < found["accuracy_high"]
 
 
+def test_progress_reaches_its_end_at_the_last_cell() -> None:
+    """A bar that does not is left open, and the figures stand behind it on its line."""
+    told: list[tuple[int, int]] = []
+    model = random_model(shape("llama", context_length=128), BYTES.vocab_size, causal=True)
+    scorer = Scorer(model, BYTES, report=lambda done, total: told.append((done, total)))
+    config = NeedleConfig(lengths=[96, 128], depths=[0.0, 1.0], choices=2, trials=2)
+    score_needles(scorer, HAYSTACK, config)
+    whole = (96 + 128) * 2 * 2 * 2
+    assert told == sorted(told)
+    assert told[-1] == (whole, whole)
+    assert [total for _, total in told] == [whole] * len(told)
+
+
 def test_rows_have_their_length_and_the_needle_its_place() -> None:
     settings = NeedleConfig(lengths=[200], trials=3, choices=4)
     for with_bos in (True, False):

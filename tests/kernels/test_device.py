@@ -37,5 +37,23 @@ def test_a_cpu_computes_in_bf16_if_it_has_the_instructions(
     assert not bf16_is_fast(CPU)
 
 
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H100 NVL", 835), ("NVIDIA H200 NVL", 835),
+        ("NVIDIA A100-SXM4-40GB", 312), ("NVIDIA GeForce RTX 4090", 165.2), ("Tesla T4", 65),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA T400", None),
+        ("NVIDIA GeForce RTX 5090 D", None), ("NVIDIA GH200 480GB", None),
+    ],
+)  # fmt: skip
+def test_a_documented_peak_is_that_of_the_very_gpu(
+    name: str, tera: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(device, "matmul_flops_per_s", lambda *given: 1.0)
+    peak, source = device.peak_flops_per_s(torch.device("cuda"), torch.float16)
+    assert (peak, source) == (1.0, "measured") if tera is None else peak == pytest.approx(tera * 1e12)
+
+
 def test_a_matmul_is_measured_at_least_once() -> None:
     assert matmul_flops_per_s(CPU, torch.float32, 0.0) > 1e7

@@ -166,7 +166,7 @@ def test_a_link_is_not_read(run_folder: Path, tmp_path: Path, name: str):
 
 def test_whole_files_are_read(run_folder: Path):
     found = measured_by(run_folder)
-    assert (found.parameters, found.tokens, found.tokens_per_s, found.memory_gib) == (100, 384, 5.0, None)
+    assert (found.parameters, found.tokens, found.tokens_per_s(), found.memory_gib) == (100, 384, 5.0, None)
 
 
 def test_whole_numbers_of_saved_settings_may_have_exponents(run_folder: Path, config: RunConfig):

@@ -153,6 +153,10 @@ def test_without_a_typed_length_the_rule_decides(plan: Plan, target: Target) -> 
     assert line.startswith("the run ends at step 1,953: 4 passes over the 1,000,000 tokens of text")
     steps, line = length_by_rule(replace(config, trainer=replace(config.trainer, max_time=5.0)), 1_000_000, None)
     assert "or after 5 minutes (trainer.max_time)" in line
+    growing = replace(config, batch_warmup_rows=1, batch_warmup_tokens=10_000_000)
+    for tokens, read in ((10**9, 20_000_000), (10**6, 4_000_000)):
+        steps, _ = length_by_rule(growing, 1_000_000, tokens)
+        assert growing.batch_sizes().tokens(steps) == pytest.approx(read, abs=2048)
     planned, lines = fit_to_text(config, with_text(target, 1000), {})
     assert planned.trainer.max_steps == 1
     assert lines[0].startswith("the run ends at step 1:")

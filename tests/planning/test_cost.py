@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pretrain.errors import ConfigError
 from pretrain.models.config import TransformerConfig
 from pretrain.models.size import parameter_count, training_flops_per_token
+from pretrain.planning import hardware as hardware_module
 from pretrain.planning.config import Device, PlanConfig
 from pretrain.planning.cost import best_interval_s, bytes_exchanged, bytes_moved, checkpoint_bytes, cost_of
 from pretrain.planning.hardware import (
     DOCUMENTED,
+    GIB,
     Hardware,
     exchanged_bytes_per_s,
     hardware_of,
@@ -100,6 +104,20 @@ def test_what_processes_exchange_is_measured() -> None:
 
 
 @pytest.mark.slow
+def test_frozen_weights_have_no_gradient_and_adapters_do(plan: Plan) -> None:
+    """Forward and the gradient of the input: 4 operations a frozen weight, 6 a trained one."""
+    words = ["model=gpt_small", "vocab_size=50257", "init_from=x", "lora.rank=8"]
+    work = workload_of(plan(*words), 50_257, Precision.bf16, gpu=True)
+    trained, adapters = work.parameters - work.frozen_parameters, 12 * 8 * (4 * 2 * 768 + 2 * 5 * 768)
+    assert trained == adapters
+    in_matmuls, attention = 12 * 12 * 768**2 + 50_257 * 768, 12 * 768 * 1024 * 12
+    cost = cost_of(work, DOCUMENTED[Device.h100], 0.4, 10, None)
+    assert cost.flops_per_token == 4 * in_matmuls + 6 * adapters + attention
+    everything = replace(work, frozen=frozenset())
+    assert cost_of(everything, DOCUMENTED[Device.h100], 0.4, 10, None).step_s > 1.3 * cost.step_s
+
+
+@pytest.mark.slow
 def test_devices_divide_the_step(plan: Plan) -> None:
     words = ["model=gpt_nano", "batch_size=64", "trainer.devices=8"]
     alone, shared = (workload_of(plan(*w), 2048, Precision.bf16) for w in (words[:2], [*words, "trainer=fsdp"]))
@@ -140,6 +158,31 @@ def test_the_device_is_the_one_that_the_run_asks_for(plan: Plan) -> None:
     assert here.bytes_per_s > 1e8
     assert precision_of(plan(), smaller) is Precision.bf16
     assert precision_of(plan("trainer.precision=fp32"), smaller) is Precision.fp32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "gib", "tera", "source"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 39.4, 312, "NVIDIA A100 data sheet, 2021"),  # the data sheet's has 80 GB
+        ("NVIDIA GeForce RTX 4080", 15.6, 50, "measured"),  # in no table: not an H100
+        ("NVIDIA H100 PCIe", 79.1, 50, "measured"),  # slower than an H100 SXM
+    ],
+)
+def test_the_gpu_of_this_machine_is_planned_as_it_is(
+    plan: Plan, name: str, gib: float, tera: float, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = {torch.bfloat16: 50e12, torch.float32: 20e12}
+    monkeypatch.setattr(hardware_module, "matmul_flops_per_s", lambda device, dtype, seconds: measured[dtype])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=int(gib * GIB)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    found = hardware_of(plan())
+    assert (found.name, found.memory, found.gpu, found.source) == (name, int(gib * GIB), True, source)
+    assert found.flops_per_s(precision_of(plan(), found)) == pytest.approx(tera * 1e12)
+    assert hardware_of(plan("device=a100")).memory == 80 * GIB
+    assert hardware_of(plan("memory_gib=12")).memory == 12 * GIB
 
 
 @pytest.mark.slow

@@ -46,6 +46,10 @@ def test_a_batch_that_grows_has_fewer_micro_batches_and_tokens_of_its_own(plan: 
     assert found.tokens == config.batch_sizes().tokens(50)
     assert found.tokens < 50 * found.tokens_per_step
     assert found.seconds == pytest.approx(found.tokens / found.tokens_per_s)
+    timed = replace(config, trainer=replace(config.trainer, max_steps=-1, max_time=1.0))
+    by_clock = forecast(timed, target, simulate=False).cost  # small steps take less time, so there are more of them
+    assert by_clock.seconds is not None
+    assert 60 - by_clock.step_s < by_clock.seconds <= 60
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ def test_a_plan_by_the_clock_without_a_device_of_known_pace(plan: Plan, tmp_path
     text = answer(plan(*words, f"data.path={tmp_path}"))
     assert "10 minutes" in text
     assert "price_per_hour=..." in text
+    assert "an MFU of 45.5%" in answer(plan(*words, f"data.path={tmp_path}", "mfu=0.455"))
 
 
 @pytest.mark.slow
@@ -57,6 +59,26 @@ def test_each_stage_is_planned_and_the_largest_one_decides(plan: Plan) -> None:
     clock = ["trainer.max_steps=-1", "trainer.max_time=10", "stages.short.until_steps=60", "stages.end.batch_size=4"]
     text = answer(plan(*words, "model.context_length=256", "batch_size=8", *clock))
     assert "  all stages: 10 minutes" in text  # the last one has what is left
+    late = ["trainer.max_steps=-1", "trainer.max_time=1e-6", "stages.a.until_steps=60", "stages.b.batch_size=4"]
+    lines = answer(plan(*words, "model.context_length=256", "batch_size=8", *late)).splitlines()
+    assert lines[2].split()[:3] == ["a", "1", "2,048"]
+    assert lines[3].endswith("not reached by trainer.max_time")
+
+
+@pytest.mark.slow
+def test_a_stage_behind_the_warmup_of_the_batch_reads_the_whole_batch(plan: Plan) -> None:
+    config = plan(
+        "model=llama_nano", "vocab_size=2048", "device=h100", "dry_run=false", "paths.cache_dir=/nowhere",
+        "model.context_length=256", "batch_size=8", "batch_warmup_rows=1", "batch_warmup_tokens=20000",
+        "trainer.max_steps=100", "stages.a.until_steps=50", "stages.b.optimizer.learning_rate=1e-4",
+        "stages.b.model.dropout=0.1",
+    )  # fmt: skip
+    text, forecast = forecast_in_words(config)
+    assert forecast is not None
+    assert [line.split()[0] for line in text.splitlines()[2:4]] == ["a", "b"]
+    assert text.splitlines()[3].split()[1:3] == ["50", f"{50 * 8 * 256:,}"]
+    assert "Below: stage b" in text  # by its dropout
+    assert forecast.cost.tokens == 50 * 8 * 256
 
 
 @pytest.mark.slow
@@ -173,13 +195,30 @@ def test_a_finished_run_is_compared_with_its_forecast(tiny: Any, plan: Plan) -> 
     (Path(report.folder) / "metrics.csv").unlink()
     measured = measured_by(Path(report.folder))
     assert measured.memory_gib is None
-    assert measured.tokens_per_s == pytest.approx(report.tokens_per_s)
+    assert measured.tokens_per_s() == pytest.approx(report.tokens_per_s)
     assert "memory" not in answer(plan(f"run={report.folder}", "device=h100", "dry_run=false"))
     (Path(report.folder) / "report.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds no config.yaml: .* Try run=logs/gpt_nano/<time>\."):
         answer(plan(f"run={Path(report.folder).parent}"))
     with pytest.raises(CheckpointError, match=r"holds no report.json: only a finished run can be compared"):
         answer(plan(f"run={report.folder}"))
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_finished_run_are_compared_each_with_its_own_forecast(tiny: Any, plan: Plan) -> None:
+    from pretrain.training.train import run
+
+    stages = ["stages.a.until_steps=4", "stages.long.model.context_length=64", "stages.long.batch_size=2"]
+    report = run(tiny.plan(*stages, "model.context_length=32", "trainer.max_steps=6", "trainer.log_every_n_steps=1"))
+    text = answer(plan(f"run={report.folder}", "device=h100", "dry_run=false"))
+    rows = {line.split("  ")[1]: line.split() for line in text.splitlines()[2:]}
+    assert list(rows) == ["parameters", "tokens/s of a", "tokens/s of long", "time in steps", "peak memory"]
+    logged = [line.split(",") for line in (Path(report.folder) / "metrics.csv").read_text().splitlines()]
+    measured = {int(row[0]): float(row[2]) for row in logged if row[1] == "speed/tokens_per_s"}
+    assert sorted(measured) == [1, 2, 3, 4, 5, 6]
+    assert rows["tokens/s of a"][4] == f"{median(measured[step] for step in (2, 3, 4)):,.0f}"
+    assert rows["tokens/s of long"][4] == f"{median(measured[step] for step in (5, 6)):,.0f}"
+    assert rows["tokens/s of a"][3] != rows["tokens/s of long"][3]
 
 
 def test_numbers_are_easy_to_read() -> None:

@@ -20,7 +20,17 @@ from pretrain.config.serialize import to_dict
 from pretrain.errors import CheckpointError, Interrupted
 from pretrain.launch.run_folder import CONFIG, HISTORY, PAGE, REPORT, SAMPLES, TABLE
 from pretrain.reports import write
-from pretrain.reports.history import End, History, Sample, Source, Start, append_sample, read_history, write_history
+from pretrain.reports.history import (
+    End,
+    History,
+    Sample,
+    Source,
+    StageRecord,
+    Start,
+    append_sample,
+    read_history,
+    write_history,
+)
 from pretrain.reports.sweep import SweptJob, read_sweep, write_record
 from pretrain.reports.write import write_outside, write_report
 
@@ -93,6 +103,25 @@ def leave_run(folder: Path, config: Any, text: str = "words", steps: int = 12, e
     (folder / SAMPLES).unlink(missing_ok=True)
     for step in (6, 12):
         append_sample(folder, Sample(step, "samples", f"The {text} at {step}"))
+
+
+@pytest.mark.slow
+def test_text_of_a_later_stage_is_read_from_its_beginning_on(tiny: TinyRun, tmp_path: Path) -> None:
+    """Rows of the stages before are no rows of its text."""
+    leave_run(tmp_path, tiny.config())
+    history = read_history(tmp_path)
+    assert history is not None
+    stages = [
+        StageRecord("web", 0, 4, 512, 4, 32, 0.1, {"data.path": "web"}),
+        StageRecord("long", 4, 8, 512, 4, 32, 0.1, {"data.path": "web", "model.rope_base": "1"}),
+        StageRecord("books", 8, 12, 512, 4, 32, 0.1, {"data.path": "books"}),
+        StageRecord("never", 12, 16, 512, 4, 32, 0.1, {"data.path": "web"}),
+    ]
+    for changed, read in ((stages, "0.41"), ([replace(each, changes={}) for each in stages], "1.24")):
+        write_history(tmp_path, replace(history, stages=changed))
+        page = Parsed(write_report(tmp_path).read_text(encoding="utf8"))
+        assert re.search(r"3\.00(\d\.\d\d)", page.text)[1] == read  # type: ignore[index]
+        assert ("What it has read since step 9, when a stage changed the text" in page.text) is (read == "0.41")
 
 
 @pytest.mark.slow

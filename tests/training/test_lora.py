@@ -21,6 +21,7 @@ from pretrain.parallel.mesh import load_parameters
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import forecast, target_of
 from pretrain.planning.printing import describe
+from pretrain.training.run_parts import flops_per_token
 from pretrain.training.train import run
 
 LORA = ["lora.rank=4", "lora.alpha=8", "optimizer.learning_rate=0.02", "model.dropout=0.0"]
@@ -148,5 +149,13 @@ def test_the_plan_knows_what_is_frozen():
         assert counted.gradients == trained
         assert counted.optimizer == pytest.approx(2 * trained, rel=0.01)  # and a step count each
     assert planned[1].peak < 0.9 * planned[0].peak
-    assert " of them trained" in describe(planned[1], lora)
+    text = describe(planned[1], lora)
+    assert " of them trained" in text
+    assert "4 per frozen weight in a matmul, 6 per trained one" in text
+    assert "Compute-optimal" in describe(planned[0], full)
+    assert "Compute-optimal" not in text
+    with torch.device("meta"):
+        model = lora.model.build(256, causal=True)
+        add_adapters(model, lora.lora)
+    assert flops_per_token(lora, 256, model) == planned[1].cost.flops_per_token
     assert planned[1].checkpoint_bytes < planned[0].checkpoint_bytes

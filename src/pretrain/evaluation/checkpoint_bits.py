@@ -19,6 +19,7 @@ DIGITS = 6  # behind the point
 @cache
 def _model(path: str, device: str) -> LanguageModel:
     model = LanguageModel.load(path, device)
+    model.check_predicts_tokens()
     if not model.causal:
         raise ConfigError(
             f"quality.checkpoint={path} is no causal model, which reads a text once. Name a run of objective=causal."

@@ -34,9 +34,13 @@ class LMEvalAdapter(LM):
     def __init__(
         self, model: LanguageModel | str | Path, batch_tokens: int = BATCH_TOKENS, device: str = "cpu"
     ) -> None:
-        """`model` may be anything that `LanguageModel.load` accepts; raises ConfigError for a masked model."""
+        """`model` may be anything that `LanguageModel.load` accepts.
+
+        Raises ConfigError for a masked model, and for one that classifies or embeds texts.
+        """
         super().__init__()
         self.language_model = model if isinstance(model, LanguageModel) else LanguageModel.load(model, device)
+        self.language_model.check_predicts_tokens()
         if not self.language_model.completes:
             raise ConfigError(
                 "lm-eval needs a causal or diffusion model, and this one was trained to fill masks. "

@@ -51,11 +51,12 @@ def score_needles(scorer: Scorer, haystack: Ints, config: NeedleConfig) -> dict[
         for depth in config.depths:
             trials = list(needles.trials(length, depth))
             rows = [row for trial in trials for row in trial]
-            predicted = scorer.predictions(rows, partial(_report, scorer.report, before, whole))
+            cell = range(before, before + length * rows_of_cell)
+            predicted = scorer.predictions(rows, partial(_report, scorer.report, cell, whole))
             likelihoods = np.array([float(each.log_probabilities.double().sum()) for each in predicted])
             found = [true > max(others) for true, *others in likelihoods.reshape(len(trials), -1).tolist()]
             figures[f"length_{length}/depth_{depth:g}/accuracy"] = float(np.mean(found))
-            right, before = right + sum(found), before + length * rows_of_cell
+            right, before = right + sum(found), cell.stop
     examples = len(figures) * config.trials
     low, high = wilson_interval(right, examples)
     total = {"accuracy": right / examples, "accuracy_low": low, "accuracy_high": high, "chance": 1 / config.choices}
@@ -158,9 +159,9 @@ class Needles:
         return ids
 
 
-def _report(report: Report, before: int, whole: int, done: int, total: int) -> None:
-    """Report the tokens of a cell as those of all cells."""
-    report(before + done, whole)
+def _report(report: Report, cell: range, whole: int, done: int, total: int) -> None:
+    """Report a part of a cell as that of all cells: its rows are a little shorter than its length says."""
+    report(cell.start + len(cell) * done // total, whole)
 
 
 def _around(statements: Sequence[Ints], end: Ints) -> int:

@@ -15,6 +15,7 @@ from pretrain.checkpoint.read import Checkpoint, read_manifest
 from pretrain.checkpoint.recorded_paths import settings_of
 from pretrain.config.registry import typed_tasks
 from pretrain.config.run import RunConfig
+from pretrain.config.stages import course_of
 from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
@@ -38,6 +39,7 @@ from pretrain.evaluation.totals import ScoredPart, Totals, validation_metrics
 from pretrain.inference.dtype import prepare_for_inference
 from pretrain.interop.load import ModelFolder, open_model
 from pretrain.language_model import LanguageModel
+from pretrain.launch.resume import saved_sizes
 from pretrain.models.interface import LanguageModule
 from pretrain.objectives.objective import ModelWithLoss
 
@@ -286,8 +288,19 @@ def _memorization(config: EvalConfig, folder: ModelFolder, scorer: Scorer) -> di
                 f"no training document is longer than prompt_tokens={config.prompt_tokens} plus "
                 f"new_tokens={config.new_tokens}. Try prompt_tokens=8 new_tokens=8."
             )
-    read = float(folder.metadata.get("tokens_seen", 0)) / max(1, sum(store.n_tokens for store in train))
+    read = _tokens_of_text(folder) / max(1, sum(store.n_tokens for store in train))
     return metrics | {"train/times_read": read}
+
+
+def _tokens_of_text(folder: ModelFolder) -> int:
+    """Return the tokens that a run has read of its text; of a later stage with another text, since that began."""
+    seen = int(folder.metadata.get("tokens_seen", 0))
+    if not (name := folder.metadata.get("text_of")):
+        return seen
+    checkpoint = Checkpoint(folder.folder, read_manifest(folder.folder))
+    course = course_of(settings_of(checkpoint, whole_run=True), saved_sizes(checkpoint), checkpoint.step)
+    begin = next((stage.begin for stage in course.stages if stage.name == name), 0)
+    return max(0, seen - course.sizes.tokens(begin))
 
 
 def _haystack(config: EvalConfig, folder: ModelFolder) -> Ints:

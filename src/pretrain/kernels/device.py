@@ -16,18 +16,21 @@ from pretrain.kernels.onednn_linear import amd_with_avx512, linear
 # dense tensor-core TFLOP/s in bf16 (V100, T4: fp16, as they lack bf16) of the SXM or desktop form, without sparsity and
 # with sums in float32, from NVIDIA's data sheets
 DOCUMENTED_HALF = {
-    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0,
-    "L4": 121.0, "A10G": 70.0, "A10": 125.0, "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71.0, "V100": 125.0,
-    "T4": 65.0,
+    "B200": 2250.0, "H200 NVL": 835.0, "H200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0,
+    "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "RTX 5090": 209.5, "RTX 4090": 165.2,
+    "RTX 3090": 71.0, "V100": 125.0, "T4": 65.0,
 }  # fmt: skip
-
+_OTHER_FORMS = "Ti|SUPER|Laptop|Max-Q|D|NVL|PCIe"  # behind the name of a GPU: of another one, with a peak of its own
 
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, seconds: float = 0.15) -> float:
-    """Return measured floating-point operations per second of 1,024 x 1,024 matmuls; runs at least one."""
-    size = 1024
+    """Return measured floating-point operations per second of square matmuls; runs at least one.
+
+    On a GPU they are large, so that starting one and waiting for it takes no part of the time.
+    """
+    size = 4096 if device.type == "cuda" else 1024
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
 
     multiply = linear if amd_with_avx512() else F.linear
@@ -82,8 +85,8 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def is_named(model: str, name: str) -> bool:
-    """Return whether a GPU's name, as its driver spells it, is that of a model: a T400 is no T4."""
-    return re.search(rf"\b{re.escape(model)}\b", name) is not None
+    """Return whether a GPU's name, as its driver spells it, is that of a model: a T400 is no T4, a 3090 Ti no 3090."""
+    return re.search(rf"\b{re.escape(model)}\b(?! (?:{_OTHER_FORMS})\b)", name) is not None
 
 
 def peak_flops_per_s(device: torch.device, half: torch.dtype | None) -> tuple[float, str]:

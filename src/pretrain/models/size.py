@@ -69,12 +69,15 @@ def _feed_forward(config: TransformerConfig) -> int:
     return matrices * config.d_model * config.ff_width + biases * config.bias
 
 
-def training_flops_per_token(config: TransformerConfig, vocab_size: int, head_share: float = 1.0) -> float:
+def training_flops_per_token(
+    config: TransformerConfig, vocab_size: int, head_share: float = 1.0, adapters: int | None = None
+) -> float:
     """Return floating-point operations of one forward and backward pass, per token of a full row.
 
     Each weight of a matmul costs two operations forward and four backward; a layer that attends to T tokens adds
     12 n_heads head_dim T for its scores, not halved for causal masks. `head_share` is the fraction of positions that
-    reach the head (a masked model computes its head at the targets only).
+    reach the head (a masked model computes its head at the targets only). With `adapters`, the numbers of low-rank
+    adapters that alone are trained, the weights have no gradient and cost two operations less.
     Source: Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B; Kaplan et al. 2020, section 2.1.
     """
     inner, inner_kv = config.n_heads * config.attention_head_dim, config.kv_heads * config.attention_head_dim
@@ -86,4 +89,6 @@ def training_flops_per_token(config: TransformerConfig, vocab_size: int, head_sh
         for layer in range(config.n_layers)
     )
     value_gates = _value_embeddings(config) * config.d_model * config.kv_heads
-    return 6.0 * (config.n_layers * matrices + value_gates + head_share * head) + 12.0 * inner * attended_tokens
+    weights = config.n_layers * matrices + value_gates + head_share * head
+    of_weights = 6.0 * weights if adapters is None else 4.0 * weights + 6.0 * adapters
+    return of_weights + 12.0 * inner * attended_tokens

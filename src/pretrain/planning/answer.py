@@ -11,7 +11,7 @@ from statistics import median
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.run import AUTO, RunConfig
-from pretrain.config.stages import Course, Stage, course_of
+from pretrain.config.stages import Stage, course_of
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.launch.run_folder import (
@@ -26,6 +26,7 @@ from pretrain.launch.run_folder import (
 )
 from pretrain.planning.chosen_size import fit_to_text
 from pretrain.planning.config import PlanConfig
+from pretrain.planning.cost import Growth
 from pretrain.planning.fit import settings_that_fit
 from pretrain.planning.forecast import Forecast, Target, forecast, target_of
 from pretrain.planning.micro_batch import largest_micro_batch
@@ -64,20 +65,24 @@ def _of_largest_stage(config: PlanConfig, target: Target) -> tuple[PlanConfig, F
     course = course_of(config)
     planned: list[tuple[PlanConfig, Forecast]] = []
     rows = [["stage", "steps", "tokens", "a step", "peak memory", "time"]]
-    minutes = config.trainer.max_time
+    seconds: list[float | None] = []
+    minutes = config.trainer.max_time  # that are left for a stage
     for stage in course.stages:
         if stage.end == stage.begin:
             continue
         of_stage = _settings_of(config, stage, minutes)
-        found = forecast(of_stage, target, simulate=config.dry_run)
+        found = forecast(of_stage, target, config.dry_run, Growth(course.sizes, stage.begin))
         planned.append((of_stage, found))
-        if minutes is not None:  # what is left for the next stages
-            minutes = max(1e-9, minutes - (found.cost.seconds or 0.0) / 60)
-        rows.append([stage.name, *_figures(stage, course, found)])
+        is_reached = minutes is None or minutes > 0.0
+        rows.append([stage.name, *_figures(found, is_reached)])
+        if is_reached:
+            seconds.append(found.cost.seconds)
+        if minutes is not None:
+            is_whole = stage.end is not None and found.cost.steps == stage.end - stage.begin
+            minutes = max(0.0, minutes - (found.cost.seconds or 0.0) / 60) if is_whole else 0.0
     largest, found = max(planned, key=lambda each: each[1].peak)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    seconds = [each.cost.seconds for _, each in planned]
     if None not in seconds:
         lines.append(f"  all stages: {duration(sum(each or 0.0 for each in seconds))}")
     name = rows[1 + [each[1] for each in planned].index(found)][0]
@@ -87,22 +92,20 @@ def _of_largest_stage(config: PlanConfig, target: Target) -> tuple[PlanConfig, F
 def _settings_of(config: PlanConfig, stage: Stage, minutes: float | None) -> PlanConfig:
     """Return the settings of a plan for a stage alone, as long as it is, or as the `minutes` left for it are."""
     of_stage = {f.name: getattr(stage.config, f.name) for f in fields(RunConfig)}
-    of_stage["trainer"] = replace(stage.config.trainer, max_time=minutes)
+    of_stage["trainer"] = replace(stage.config.trainer, max_time=None if minutes is None else max(1e-9, minutes))
     if stage.end is not None:
         of_stage["trainer"] = replace(of_stage["trainer"], max_steps=stage.end - stage.begin, max_tokens=None)
     return replace(config, **of_stage)
 
 
-def _figures(stage: Stage, course: Course, planned: Forecast) -> list[str]:
-    """Return the cells of a stage: steps, tokens, time of a step, memory, time; tokens and time as the batch grows."""
-    cost, time = planned.cost, planned.cost.seconds
-    if stage.end is None:
-        return ["-", "-", duration(cost.step_s), gib(planned.peak), "-" if time is None else duration(time)]
-    tokens = course.sizes.tokens(stage.end) - course.sizes.tokens(stage.begin)
-    return [
-        f"{stage.end - stage.begin:,}", f"{tokens:,}", duration(cost.step_s), gib(planned.peak),
-        duration(tokens / cost.tokens_per_s),
-    ]  # fmt: skip
+def _figures(planned: Forecast, is_reached: bool) -> list[str]:
+    """Return the cells of a stage: steps, tokens, time of a step, memory, time; as far as the clock allows."""
+    cost, cells = planned.cost, ["-", "-", "-"]
+    if not is_reached:
+        cells[2] = "not reached by trainer.max_time"
+    elif cost.steps is not None and cost.tokens is not None and cost.seconds is not None:
+        cells = [f"{cost.steps:,}", f"{cost.tokens:,}", duration(cost.seconds)]
+    return [*cells[:2], duration(cost.step_s), gib(planned.peak), cells[2]]
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,15 @@ class Measured:
 
     config: RunConfig
     parameters: int
+    steps: int
     tokens: int  # read over the whole run
-    tokens_per_s: float  # of all devices, the median of the logged ones
+    speeds: list[tuple[int, float]]  # step, and tokens/s of all devices up to it; at least one
     memory_gib: float | None  # of rank 0; None if it was not logged
+
+    def tokens_per_s(self, begin: int = 0, end: int | None = None) -> float:
+        """Return the median speed of the steps behind `begin` up to `end`, or of all where none of these was logged."""
+        inside = [speed for step, speed in self.speeds if begin < step <= (self.steps if end is None else end)]
+        return median(inside or [speed for _, speed in self.speeds])
 
 
 def measured_by(folder: Path) -> Measured:
@@ -125,26 +134,28 @@ def measured_by(folder: Path) -> Measured:
             raise CheckpointError(f"run={folder} holds no {name}: only a finished run can be compared. Try {such_as}.")
     config, report = saved_settings(folder), record_of(folder / REPORT, FinishedRun)
     logged = _logged(folder / TABLE)
-    speeds = logged.get("speed/tokens_per_s", [])[1:] or [report.tokens_per_s or 0.0]  # the first step warms up
-    if not (report.tokens_seen and all(0 < speed < math.inf for speed in speeds)):
+    speeds = logged.get("speed/tokens_per_s", [])[1:]  # the first step warms up
+    speeds = speeds or [(report.steps, report.tokens_per_s or 0.0)]
+    if not (report.tokens_seen and all(0 < speed < math.inf for _, speed in speeds)):
         raise CheckpointError(
-            f"run={folder} has no measured speed: it read {report.tokens_seen} tokens, at {speeds[:3]} tokens/s. "
-            "Try another run."
+            f"run={folder} has no measured speed: it read {report.tokens_seen} tokens, at "
+            f"{[speed for _, speed in speeds[:3]]} tokens/s. Try another run."
         )
     return Measured(
         config=config,
         parameters=report.parameters,
+        steps=report.steps,
         tokens=report.tokens_seen,
-        tokens_per_s=median(speeds),
-        memory_gib=max((gib for gib in logged.get("speed/memory_gib", []) if 0 < gib < math.inf), default=None),
+        speeds=speeds,
+        memory_gib=max((gib for _, gib in logged.get("speed/memory_gib", []) if 0 < gib < math.inf), default=None),
     )
 
 
-def _logged(path: Path) -> dict[str, list[float]]:
-    """Return the values of each metric in metrics.csv, in the order of the steps; empty if the file is missing."""
-    values: dict[str, list[float]] = {}
+def _logged(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return step and value of each metric in metrics.csv, in the order of the steps; empty if the file is missing."""
+    values: dict[str, list[tuple[int, float]]] = {}
     for row in read_rows(path):
-        values.setdefault(row["name"], []).append(float(row["value"]))
+        values.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
     return values
 
 
@@ -158,12 +169,13 @@ def compare(config: PlanConfig, run: str) -> str:
     settings = {f.name: getattr(measured.config, f.name) for f in fields(RunConfig)}
     vocab_size = Tokenizer.load(open_checkpoint(folder).tokenizer_folder).vocab_size
     run_settings = replace(config, run=None, vocab_size=vocab_size, **settings)
-    planned = forecast(run_settings, target_of(run_settings), simulate=config.dry_run)
-    speed, tokens = planned.cost.tokens_per_s, measured.tokens
+    parts = _parts(run_settings, measured)
+    planned = max((part.planned for part in parts), key=lambda each: each.peak)
+    seconds = (sum(part.tokens / part.speeds[side] for part in parts) for side in (0, 1))
     rows: list[tuple[str, float, float, Callable[[float], str]]] = [
         ("parameters", float(planned.work.parameters), float(measured.parameters), "{:,.0f}".format),
-        ("tokens/s", speed, measured.tokens_per_s, "{:,.0f}".format),
-        ("time in steps", tokens / speed, tokens / measured.tokens_per_s, duration),
+        *((f"tokens/s{part.name and f' of {part.name}'}", *part.speeds, "{:,.0f}".format) for part in parts),
+        ("time in steps", *seconds, duration),
     ]
     if measured.memory_gib is not None:
         name, expected = _memory(planned)
@@ -176,6 +188,34 @@ def compare(config: PlanConfig, run: str) -> str:
     for name, expected, actual, text in rows:
         lines.append(f"  {name:<{width}} {text(expected):>14} {text(actual):>14}  {expected / actual - 1:+.1%}")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A stage of a finished run, or a whole one without stages."""
+
+    name: str  # "" of a run without stages
+    planned: Forecast
+    tokens: int
+    speeds: tuple[float, float]  # tokens/s by the forecast, and measured
+
+
+def _parts(config: PlanConfig, measured: Measured) -> list[_Part]:
+    """Return the stages of a run that it reached, with the settings of each."""
+    target = target_of(config)
+    if not config.stages:
+        planned = forecast(config, target, simulate=config.dry_run)
+        return [_Part("", planned, measured.tokens, (planned.cost.tokens_per_s, measured.tokens_per_s()))]
+    course, parts = course_of(config), list[_Part]()
+    for stage in course.stages:
+        end = measured.steps if stage.end is None else min(stage.end, measured.steps)
+        if end > stage.begin:
+            of_stage = _settings_of(config, stage, config.trainer.max_time)
+            planned = forecast(of_stage, target, config.dry_run, Growth(course.sizes, stage.begin))
+            tokens = course.sizes.tokens(end) - course.sizes.tokens(stage.begin)
+            speeds = planned.cost.tokens_per_s, measured.tokens_per_s(stage.begin, end)
+            parts.append(_Part(stage.name, planned, tokens, speeds))
+    return parts
 
 
 def _memory(planned: Forecast) -> tuple[str, float]:

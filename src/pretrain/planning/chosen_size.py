@@ -161,7 +161,7 @@ def with_shape(config: PlanConfig, size: Size, typed: Mapping[str, str]) -> Plan
 
 def with_length(config: PlanConfig, tokens: int | None, typed: Mapping[str, str]) -> PlanConfig:
     """Return the settings with plain limits instead of `size` and `time`: the time, and four passes over the text."""
-    steps = steps_of_text(tokens, config.tokens_per_step()) or -1
+    steps = steps_of_text(tokens, config.batch_sizes()) or -1
     own = typed.keys() & {"trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs"}
     trainer = replace(config.trainer, max_time=config.time, max_steps=config.trainer.max_steps if own else steps)
     return replace(config, trainer=trainer, size=None, time=None)

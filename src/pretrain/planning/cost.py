@@ -1,13 +1,29 @@
 """Operations, time and checkpoint size of a run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.models.size import training_flops_per_token
 from pretrain.planning.estimate import block_bytes
 from pretrain.planning.hardware import Hardware
 from pretrain.planning.workload import FLOAT_BYTES, Workload
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Sizes of the steps of a run whose batch changes, seen from a step on."""
+
+    sizes: BatchSizes
+    before: int = 0  # steps of the run before the first one that is planned
+
+    def tokens(self, steps: int) -> int:
+        """Return the tokens that the first `steps` planned steps read, padding included."""
+        return self.sizes.tokens(self.before + steps) - self.sizes.tokens(self.before)
+
+    def steps_within(self, tokens: int) -> int:
+        """Return the largest number of planned steps that read at most `tokens` tokens."""
+        return self.sizes.steps_within(self.sizes.tokens(self.before) + tokens) - self.before
 
 
 @dataclass(frozen=True)
@@ -20,7 +36,7 @@ class Cost:
     steps: int | None  # None: the run has no limit
     step_s: float
     device_count: int
-    growing: BatchSizes | None = None  # of a batch that grows; None: all steps have one size
+    growing: Growth | None = None  # of a batch that grows; None: all steps have one size
 
     @property
     def tokens(self) -> int | None:
@@ -53,7 +69,7 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
     its processes.
     """
     share = work.targets / work.tokens
-    per_token = work.passes * training_flops_per_token(work.model, work.vocab_size, share)
+    per_token = work.passes * training_flops_per_token(work.model, work.vocab_size, share, work.adapters)
     recomputed = work.passes * _recomputed(work)
     per_group = work.rows * work.length * work.accumulation  # tokens, each once
     flops = per_group * (per_token + recomputed) / (work.split * work.context)
@@ -63,11 +79,21 @@ def cost_of(work: Workload, hardware: Hardware, mfu: float, max_steps: int | Non
             step_s += bytes_exchanged(work) / hardware.exchanged_per_s
     else:
         step_s = flops / (hardware.flops_per_s(work.precision) * mfu)
-    steps = max_steps
-    if max_minutes is not None:
-        by_clock = max(1, int(60 * max_minutes / step_s))
-        steps = by_clock if steps is None else min(steps, by_clock)
+    by_clock = None if max_minutes is None else int(60 * max_minutes / step_s)
+    steps = _first_limit(max_steps, by_clock)
     return Cost(per_token, recomputed, per_group * work.parallel_dims.data_ranks, steps, step_s, work.ranks)
+
+
+def with_growth(cost: Cost, growth: Growth, max_steps: int | None, max_minutes: float | None) -> Cost:
+    """Return the cost with steps of these sizes: a smaller one takes less time, so the clock allows more of them."""
+    by_clock = None if max_minutes is None else growth.steps_within(int(60 * max_minutes * cost.tokens_per_s))
+    return replace(cost, steps=_first_limit(max_steps, by_clock), growing=growth)
+
+
+def _first_limit(max_steps: int | None, by_clock: int | None) -> int | None:
+    if by_clock is None:
+        return max_steps
+    return max(1, by_clock) if max_steps is None else min(max_steps, max(1, by_clock))
 
 
 def _recomputed(work: Workload) -> float:

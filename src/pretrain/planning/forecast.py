@@ -1,6 +1,6 @@
 """Forecast a run: its memory, cost and checkpoints on a target device."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.config.run import RunConfig
@@ -8,7 +8,7 @@ from pretrain.data.prepare import find_prepared
 from pretrain.errors import DataError
 from pretrain.models.choices import Norm
 from pretrain.planning.config import PlanConfig
-from pretrain.planning.cost import Cost, best_interval_s, checkpoint_bytes, cost_of
+from pretrain.planning.cost import Cost, Growth, best_interval_s, checkpoint_bytes, cost_of, with_growth
 from pretrain.planning.dry_run import Simulated, dry_run
 from pretrain.planning.estimate import Memory, estimate_memory
 from pretrain.planning.hardware import Hardware, hardware_of, precision_of
@@ -93,17 +93,23 @@ def target_of(config: PlanConfig) -> Target:
     return Target(hardware, precision_of(config, hardware), vocab_size, data)
 
 
-def forecast(config: PlanConfig, target: Target, simulate: bool) -> Forecast:
-    """Return the forecast of a run; `simulate` adds the dry run. Raises ConfigError like `workload_of`."""
+def forecast(config: PlanConfig, target: Target, simulate: bool, growth: Growth | None = None) -> Forecast:
+    """Return the forecast of a run; `simulate` adds the dry run. Raises ConfigError like `workload_of`.
+
+    `growth` are the sizes of its steps where it is a part of a run; None: they follow from the settings.
+    """
     work = workload_of(config, target.vocab_size, target.precision, target.hardware.gpu)
     size = checkpoint_bytes(work)
     write_s = size / (1e9 * config.storage_gb_per_s)
-    cost = cost_of(work, target.hardware, config.mfu, config.max_steps(), config.trainer.max_time)
+    limits = config.max_steps(), config.trainer.max_time
+    cost = cost_of(work, target.hardware, config.mfu, *limits)
+    if growth is None and config.batch_warmup_rows:
+        growth = Growth(config.batch_sizes())
     return Forecast(
         target=target,
         work=work,
         estimate=estimate_memory(work),
-        cost=replace(cost, growing=config.batch_sizes() if config.batch_warmup_rows else None),
+        cost=cost if growth is None else with_growth(cost, growth, *limits),
         checkpoint_bytes=size,
         checkpoint_s=write_s,
         save_interval_s=best_interval_s(write_s, 3600 * config.hours_between_failures),

@@ -102,7 +102,7 @@ def hardware_of(config: PlanConfig) -> Hardware:
     """
     device = config.device if config.device is not Device.auto else _auto_device(config)
     if device is Device.auto:
-        hardware = measure_apple(config)
+        hardware = this_gpu(config) if torch.cuda.is_available() else measure_apple(config)
     elif device is Device.cpu:
         hardware = measure_cpu(config)
     elif device is Device.other:
@@ -147,16 +147,36 @@ def _without_numbers(hardware: Hardware, device: Device) -> str:
 def _auto_device(config: PlanConfig) -> Device:
     """Return the device that the run would train on here; an H100 if it needs GPUs and there are none.
 
-    An Apple GPU stays `auto`: it is measured, as its maker publishes no peak of most.
+    A GPU of this machine stays `auto`: it has its own memory, and is measured where no data sheet is known.
     """
     trainer = config.trainer
     if trainer.accelerator != "cpu" and torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        return next((device for device in DOCUMENTED if is_named(_model(device), name)), Device.h100)
+        return Device.auto
     if trainer.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
         return Device.auto if choose_device(trainer).type == "mps" else Device.cpu
     wants_gpus = trainer.accelerator in ("gpu", "cuda") or trainer.strategy is not Strategy.single
     return Device.h100 if wants_gpus and trainer.accelerator != "cpu" else Device.cpu
+
+
+def this_gpu(config: PlanConfig) -> Hardware:
+    """Return this machine's NVIDIA GPU with its memory; its speed is measured where it is none of `DOCUMENTED`."""
+    gpu = torch.device("cuda")
+    name, memory = torch.cuda.get_device_name(gpu), int(torch.cuda.get_device_properties(gpu).total_memory)
+    known = next((DOCUMENTED[device] for device in DOCUMENTED if is_named(_model(device), name)), None)
+    if known is not None:
+        return replace(known, name=name, memory=memory)  # an A100 has 40 or 80 GB
+    auto = auto_precision(gpu)
+    half = half_dtype(config.trainer.precision) or half_dtype(auto) or torch.float16
+    return Hardware(
+        name=name,
+        half_flops_per_s=_best_matmul(gpu, half),
+        fp32_flops_per_s=_best_matmul(gpu, torch.float32),
+        memory=memory,
+        gpu=True,
+        reserved=GIB,
+        source="measured",
+        auto=auto,
+    )
 
 
 def measure_apple(config: PlanConfig) -> Hardware:

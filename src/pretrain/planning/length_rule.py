@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from pretrain.config.run import RunConfig
+from pretrain.data.batch_sizes import BatchSizes
 from pretrain.data.prepare import Prepared
 from pretrain.interop.load import build_without_weights
 from pretrain.planning.scaling import MAX_USEFUL_EPOCHS, TOKENS_PER_PARAMETER
@@ -16,9 +17,9 @@ def tokens_of(prepared: Prepared) -> int | None:
     return sum(store.n_tokens for store in prepared.train.values()) if prepared.train else None
 
 
-def steps_of_text(tokens: int | None, tokens_per_step: int) -> int | None:
+def steps_of_text(tokens: int | None, sizes: BatchSizes) -> int | None:
     """Return the steps that read the text at most four times, at least one; None for text of unknown length."""
-    return None if tokens is None else max(1, int(MAX_USEFUL_EPOCHS * tokens) // tokens_per_step)
+    return None if tokens is None else max(1, sizes.steps_within(int(MAX_USEFUL_EPOCHS * tokens)))
 
 
 def resolve_length(config: RunConfig, prepared: Prepared) -> tuple[RunConfig, str]:
@@ -35,8 +36,9 @@ def length_by_rule(config: RunConfig, parameters: int, tokens: int | None) -> tu
     The run reads 20 tokens for each parameter (Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556), but the text at
     most four times (Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264). Other settings may still end it sooner.
     """
-    per_step, wanted = config.tokens_per_step(), TOKENS_PER_PARAMETER * parameters
-    steps, by_text = max(1, round(wanted / per_step)), steps_of_text(tokens, per_step)
+    sizes, wanted = config.batch_sizes(), TOKENS_PER_PARAMETER * parameters
+    nearest = sizes.steps_within(round(wanted + config.tokens_per_step() / 2))
+    steps, by_text = max(1, nearest), steps_of_text(tokens, sizes)
     passes = f"{MAX_USEFUL_EPOCHS:.0f} passes over the {tokens or 0:,} tokens of text ({REPEATED})"
     why = f"{TOKENS_PER_PARAMETER:.0f} tokens for each of {parameters:,} parameters ({CHINCHILLA}) are {wanted:,.0f}"
     if by_text is not None and by_text < steps:

@@ -11,7 +11,7 @@ from pretrain.planning.scaling import (
     data_warnings,
     twenty_per_parameter,
 )
-from pretrain.planning.units import count, duration, gib
+from pretrain.planning.units import count, duration, gib, percent
 from pretrain.planning.workload import Workload
 from pretrain.program import command
 from pretrain.training.config import Precision
@@ -36,7 +36,8 @@ def _size(forecast: Forecast) -> list[str]:
     lines = ["Size", _line("parameters", f"{work.parameters:,} (vocabulary {work.vocab_size:,}){trained}")]
     per_row = f"{cost.flops_per_token * work.length:,.0f} per row of {work.length:,} tokens"
     lines.append(_line("FLOPs", f"{cost.flops_per_token:,.0f} per token, {per_row}, forward and backward:"))
-    lines.append(_line("", "6 per weight in a matmul + 12 per channel of the heads and visible token, not halved"))
+    of_weights = "4 per frozen weight in a matmul, 6 per trained one" if work.frozen else "6 per weight in a matmul"
+    lines.append(_line("", f"{of_weights} + 12 per channel of the heads and visible token, not halved"))
     lines.append(_line("", "if attention is causal (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, app. B)"))
     lines.append(_line("one step", f"{cost.tokens_per_step:,} tokens = {_shape(forecast)}"))
     if cost.steps is None or cost.tokens is None or cost.flops is None:
@@ -87,7 +88,7 @@ def _sharing(work: Workload) -> str:
 
 def _optimum(forecast: Forecast) -> list[str]:
     tokens = forecast.cost.tokens
-    if tokens is None:
+    if tokens is None or forecast.work.frozen:  # the laws are of training from the start
         return []
     parameters = forecast.work.parameters
     flops = 6.0 * parameters * tokens
@@ -146,7 +147,7 @@ def _time(forecast: Forecast, config: PlanConfig) -> list[str]:
     cost, hardware = forecast.cost, forecast.target.hardware
     precision = forecast.work.precision
     peak = f"{hardware.flops_per_s(precision) / 1e12:,.4g} TFLOP/s in {precision.name}"
-    how = f"{hardware.bytes_per_s / 1e9:.3g} GB/s" if hardware.bytes_per_s else f"an MFU of {config.mfu:.0%}"
+    how = f"{hardware.bytes_per_s / 1e9:.3g} GB/s" if hardware.bytes_per_s else f"an MFU of {percent(config.mfu)}"
     if hardware.exchanged_per_s:
         how += f", {hardware.exchanged_per_s / 1e9:.3g} GB/s between processes"
     lines = [f"Time on {cost.device_count:,} x {hardware.name}: {peak} ({hardware.source}), {how}"]

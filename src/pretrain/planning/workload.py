@@ -162,6 +162,11 @@ class Workload:
         """Parameters that are not trained."""
         return sum(math.prod(self.shapes[name]) for name in self.frozen)
 
+    @property
+    def adapters(self) -> int | None:
+        """Parameters of low-rank adapters, where these alone are trained; None where all weights are."""
+        return self.parameters - self.frozen_parameters if self.frozen else None
+
     def gathered_shape(self, name: str) -> tuple[int, ...]:
         """Return a parameter's shape on the fullest device after gathering: full, or split by tensor parallelism."""
         shape = list(self.shapes[name])

@@ -327,7 +327,9 @@ def _samples(samples: list[Sample]) -> str:
 def _text(run: RunFiles, history: History) -> list[str]:
     """Return the sources with what was read of them, the lengths of documents, and the packing."""
     several = len(history.sources) > 1
-    samples = _tokens_read(run, history, run.end.step) / history.row_length if run.end else 0
+    begin, read_before = _begin_of_text(history, run.end.step if run.end else 0)
+    tokens = _tokens_read(run, history, run.end.step) - read_before if run.end else 0
+    samples = tokens / history.row_length
     rows = []
     for source in history.sources:
         epochs = f"{samples * source.share / source.rows:.2f}" if source.rows and samples else "-"
@@ -346,7 +348,8 @@ def _text(run: RunFiles, history: History) -> list[str]:
         "times read",
         "validation tokens",
     ]
-    parts = [card(table(heads, rows))]
+    since = f"What it has read since step {begin + 1:,}, when a stage changed the text." if begin else ""
+    parts = [card(f'<p class="note">{since}</p>' if since else "", table(heads, rows))]
     charts = []
     if several:
         bars = [Bar(each.name, each.share, f"{each.share:.1%}") for each in history.sources[:30]]
@@ -360,6 +363,22 @@ def _text(run: RunFiles, history: History) -> list[str]:
         charts.append(card(histogram(lengths, Look(title, x="tokens", log_x=log_x, marks=[mark])), heading=title))
     charts.append(card(_packing(history), heading="Packing"))
     return [grid([*parts, grid(charts)], "one")]
+
+
+def _begin_of_text(history: History, steps: int) -> tuple[int, int]:
+    """Return the steps and the tokens before the stage from which on the text is that of the record.
+
+    It is the text of the stage that the run is in after `steps` steps.
+    """
+    begin, tokens, read, changed = 0, 0, 0, None
+    for stage in _entered(history):
+        if stage.begin and stage.begin >= steps:
+            break
+        of_text = {key: value for key, value in stage.changes.items() if key.startswith("data.")}
+        if changed is not None and of_text != changed:
+            begin, read = stage.begin, tokens
+        changed, tokens = of_text, tokens + (stage.tokens or 0)
+    return begin, read
 
 
 def _packing(history: History) -> str:

@@ -25,7 +25,8 @@ from pretrain.launch.rank import log
 from pretrain.launch.run_folder import CHECKPOINTS, LEDGER, PROFILE, TABLE
 from pretrain.launch.run_plan import RunPlan, prepare_text
 from pretrain.models.interface import LanguageModule
-from pretrain.models.lora import add_adapters
+from pretrain.models.lora import add_adapters, is_adapter
+from pretrain.models.size import training_flops_per_token
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.device import choose_device
 from pretrain.parallel.precision import half_dtype
@@ -163,7 +164,8 @@ def build_parts(text: StageText, throughput: Throughput, ending: ExitStack) -> R
     keep_own_signal_handlers(trainer)
     let_micro_batches_run(trainer)
     vocabulary = config.model.vocabulary(prepared.tokenizer.vocab_size)
-    metrics = build_metrics(run_plan, throughput, vocabulary, text.device)
+    flops = flops_per_token(config, vocabulary, module.model_with_loss.model)
+    metrics = build_metrics(run_plan, throughput, flops, text.device)
     state = RunState(trainer, module, metrics, text.data, _save_settings(text, module.model_with_loss.model))
     state.load(run_plan.resumed)
     prompts = prompts_of(prepared, config.objective, config.model.context_length)
@@ -253,14 +255,22 @@ def _build_module(text: StageText, model: LanguageModule) -> TrainingModule:
     return TrainingModule(model_with_loss, settings, length, Spikes(config.divergence), validation)
 
 
-def build_metrics(run_plan: RunPlan, throughput: Throughput, vocabulary: int, device: torch.device) -> Metrics:
-    """Return the metrics of a run whose model predicts `vocabulary` ids."""
+def flops_per_token(config: RunConfig, vocabulary: int, model: LanguageModule) -> float:
+    """Return the operations of training per token; `vocabulary` are the ids that the model predicts."""
+    share, shape = config.objective.share_of_logits, config.model.transformer
+    if config.lora.is_on and shape is not None:
+        adapters = sum(each.numel() for name, each in model.named_parameters() if is_adapter(name))
+        return config.objective.passes * training_flops_per_token(shape, vocabulary, share, adapters)
+    return config.objective.passes * config.model.training_flops_per_token(vocabulary, share)
+
+
+def build_metrics(run_plan: RunPlan, throughput: Throughput, flops: float, device: torch.device) -> Metrics:
+    """Return the metrics of a run that takes `flops` operations a token."""
     config, start = run_plan.config, run_plan.start
     return Metrics(
         throughput,
         every_n_steps=config.trainer.log_every_n_steps,
-        flops_per_token=config.objective.passes
-        * config.model.training_flops_per_token(vocabulary, config.objective.share_of_logits),
+        flops_per_token=flops,
         peak_flops_per_s=config.trainer.ranks * peak_flops_per_s(device, half_dtype(config.trainer.precision))[0],
         validated_at=start if start and has_figures(run_plan.folder / TABLE, start, "val/") else -1,
     )
