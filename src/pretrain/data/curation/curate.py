@@ -64,6 +64,7 @@ from pretrain.data.curation.rules import (
     LANGUAGE_SCORE,
     NEAR_RULE,
     PARAGRAPHS_RULE,
+    PERSONAL_DATA_RULE,
     measuring,
     rule_record,
 )
@@ -385,6 +386,8 @@ class _Curation:
         remedy = "Try other rules, such as rules=none, or licenses=any."
         if self.base.shards and rule in DUPLICATE_RULES:
             remedy = "They are in the base corpus already: nothing is new."
+        if rule == PERSONAL_DATA_RULE:
+            remedy = "Try personal_data.replacement=placeholder."
         return DataError(f"{start}{rule} removed most of them, {most['first']:,}. {remedy}")
 
     def _settings(self) -> dict[str, Any]:
