@@ -248,7 +248,30 @@ def test_an_integer_that_python_does_not_read_spoils_one_value(
         assert dict(source.skipped) == {"not JSON": 2}
 
 
-@pytest.mark.parametrize("content", ['[{"text": "a"}', '[{"text": "a"} {', '[{"text": "a"}, {"te', "[" * 100_000])
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_arrays_of_files_that_were_joined_are_all_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(column_files, "BLOCK_BYTES", block)
+    parts = [b'[{"text": "a"}]\n', b"[]", b'\xef\xbb\xbf[{"text": "b"}, {"text": "c"}]\n\n']
+    (tmp_path / "a.json.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    source = text_source(tmp_path / "a.json.gz")
+    assert [(document.text, document.name) for document in source.documents()] == [
+        ("a", "a.json.gz:1"), ("b", "a.json.gz:2"), ("c", "a.json.gz:3"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "a"}',
+        '[{"text": "a"} {',
+        '[{"text": "a"}, {"te',
+        "[" * 100_000,
+        '[{"text": "a"}] {',
+        '[{"text": ""}][',
+    ],
+)
 def test_a_broken_array_names_the_last_good_value(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(DataError, match=r"a\.json is no JSON array after its first [01] values\. Repair it"):

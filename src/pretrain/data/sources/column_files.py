@@ -145,16 +145,26 @@ class _Array:
         self.text, self.position, self.ended, self.count = "", 0, False, 0
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the values; DataError if the file is no array, or is truncated."""
-        expected = "["
-        while (sign := self._next_sign()) == expected or (sign == "]" and expected == ","):
+        """Yield the values of the array, and of further ones behind it, as in files that were joined.
+
+        Raises DataError if the file is no array, is truncated, or has anything else behind its end.
+        """
+        while self._next_sign() == "[":
             self.position += 1
-            if sign == "]" or self._next_sign() == "]":
-                return
-            value = self._value()
-            expected = ","
-            yield value
-        raise self._broken()
+            yield from self._values()
+        if not self.ended or self.position < len(self.text):
+            raise self._broken()
+
+    def _values(self) -> Iterator[Any]:
+        """Yield the values up to the end of the array that has begun."""
+        while self._next_sign() != "]":
+            yield self._value()
+            if (sign := self._next_sign()) != ",":
+                if sign != "]":
+                    raise self._broken()
+                break
+            self.position += 1
+        self.position += 1
 
     def _value(self) -> Any:
         """Return the value that begins at `position`."""
