@@ -179,7 +179,9 @@ def test_rows_of_csv_are_documents_and_bad_ones_are_counted(tmp_path: Path) -> N
         ('two\nlines, and a "quote"', "a.csv:2"),
         (long, "a.csv:9"),
     ]
-    assert dict(source.skipped) == {"wrong number of fields": 1, "invalid UTF-8": 1, "not CSV": 2, "empty": 1}
+    assert dict(source.skipped) == {"wrong number of fields": 1, "invalid UTF-8": 1, "not CSV": 1, "empty": 1} | {
+        "lines of a quoted field that never ends": 1
+    }
 
 
 def test_a_field_beyond_memory_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
