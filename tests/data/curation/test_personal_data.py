@@ -55,6 +55,18 @@ def test_each_kind_is_found_whole(kind: str, value: str) -> None:
     assert replaced(text, [other for other in KINDS if other not in (kind, "phone")])[0] == text
 
 
+def test_a_number_is_found_behind_words_that_begin_like_one() -> None:
+    for before in ("RE21 Invoice payable to", "AB12CDEF", "GB82 1234 5678 9012"):
+        assert replaced(f"{before} DE89 3704 0044 0532 0130 00 now", ["iban"])[0] == f"{before} <IBAN> now"
+
+
+def test_a_log_of_many_addresses_takes_no_longer_than_its_length() -> None:
+    started = time.process_time()
+    log = "\n".join(f"81.{n // 40_000 % 250 + 1}.{n // 200 % 200 + 1}.{n % 200 + 1} GET" for n in range(60_000))
+    assert len(find(log)) == 60_000
+    assert time.process_time() - started < 20  # a comparison of each with all before it takes a minute
+
+
 @pytest.mark.parametrize("text", NEGATIVES)
 def test_other_numbers_are_left(text: str) -> None:
     assert find(text) == []
