@@ -25,7 +25,7 @@ from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSou
 from pretrain.data.curation.contamination.config import Action
 from pretrain.data.curation.contamination.eval_sets import set_name
 from pretrain.data.curation.contamination.tasks import decontamination_record, decontamination_stages
-from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
+from pretrain.data.curation.duplicates import Corpus, find_duplicates, find_repeats, signatures_stage
 from pretrain.data.curation.engine import (
     Engine,
     Stage,
@@ -183,6 +183,7 @@ class _Curation:
         find_duplicates(corpus, known, self.run_stage)
         for stage in decontamination_stages(self.config.decontaminate, known, c4, count):
             self.run_stage(stage)
+        find_repeats(corpus, known, self.run_stage)
         write = self._write_stage(known, count)
         folder = self.run_stage(write)
         contents = self._contents(entries, by_source(counts), by_source(decided), counts_of(folder))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from pretrain.data.curation.base_corpus import index_dtype
-from pretrain.data.curation.contamination.tasks import contaminated_documents
+from pretrain.data.curation.contamination.overlap import contaminated_documents
 from pretrain.data.curation.corpus_statistics import kept_documents
 from pretrain.data.curation.duplicates import Fate, Fates
 from pretrain.data.curation.engine import Counts, Task, file_of, number_of_tasks
