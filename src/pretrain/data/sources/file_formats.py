@@ -82,15 +82,15 @@ def kind_of_file(path: Path, wanted: Format = Format.auto, tabs_are_text: bool =
     """
     with opened(path) as file:
         compression = compression_of(head_of(file, 16)) or compression_in_name(path.name)
-        head = decompressed(file, compression).read(HEAD_BYTES)
-    if compression and (inner := compression_of(head)):
-        raise DataError(
-            f"{printable(repr(str(path)))} is {inner} inside {compression}, and one compression is undone here. Unpack "
-            "the outer one."
-        )
-    form = wanted
-    if wanted is Format.auto:
-        form = _form(path, head, compression is None, tabs_are_text)
+        form = wanted
+        if wanted is Format.auto:
+            head = decompressed(file, compression).read(HEAD_BYTES)
+            if compression and (inner := compression_of(head)):
+                raise DataError(
+                    f"{printable(repr(str(path)))} is {inner} inside {compression}, and one compression is undone "
+                    "here. Unpack the outer one."
+                )
+            form = _form(path, head, compression is None, tabs_are_text)
     if form is Format.parquet and compression:
         raise DataError(
             f"{printable(path.name)} is parquet inside another compression. Unpack it to a file that ends in .parquet."
