@@ -84,18 +84,18 @@ def find_duplicates(corpus: Corpus, known: dict[str, str], run: Callable[[Stage]
         run(equal)
     if config.near:
         stages = _Stages(corpus, known, run)
-        buckets = stages.settings["buckets"]
-        stages.run("bands", tasks.shuffle_bands, stages.units, tasks.BANDS_VERSION)
-        stages.run("buckets", tasks.find_buckets, buckets, tasks.BANDS_VERSION)
-        ranges = counts_of(stages.run("components", tasks.find_components, 1, tasks.BANDS_VERSION))[0]["ranges"]
+        stage, units, buckets = stages.run, stages.units, stages.settings["buckets"]
+        stage("bands", tasks.shuffle_bands, units, tasks.BANDS_VERSION)
+        stage("buckets", tasks.find_buckets, buckets, tasks.BANDS_VERSION)
+        ranges = counts_of(stage("components", tasks.find_components, 1, tasks.BANDS_VERSION))[0]["ranges"]
         if ranges:
-            stages.run("members", tasks.shuffle_members, stages.units, tasks.MEMBERS_VERSION)
-            stages.run("routed", tasks.route_buckets, buckets, tasks.MEMBERS_VERSION)
-            stages.run("near", tasks.decide_range, ranges, VERIFICATION_VERSION)
+            stage("members", tasks.shuffle_members, units, tasks.MEMBERS_VERSION)
+            stage("routed", tasks.route_buckets, buckets, tasks.MEMBERS_VERSION)
+            stage("near", tasks.decide_range, ranges, VERIFICATION_VERSION)
             validation = corpus.config.validation
             if base.shards and validation.guard and validation.fraction:  # else a cluster is in one split anyway
                 version = tasks.GUARD_VERSION + is_below_one_part(validation.fraction)  # of those alone
-                stages.run("guard", tasks.guard_range, ranges, version, fraction=validation.fraction)
+                stage("guard", tasks.guard_range, ranges, version, fraction=validation.fraction)
 
 
 def find_repeats(corpus: Corpus, known: dict[str, str], run: Callable[[Stage], Path]) -> None:
@@ -105,10 +105,11 @@ def find_repeats(corpus: Corpus, known: dict[str, str], run: Callable[[Stage], P
     """
     if corpus.config.duplicates.paragraphs is not None:
         stages = _Stages(corpus, known, run)
+        stage, units, buckets = stages.run, stages.units, stages.settings["buckets"]
         drops = "verdicts" in known and corpus.config.decontaminate.action is Action.drop
         more = {"drops": True} if drops else {}
-        stages.run("paragraphs", tasks.shuffle_paragraphs, stages.units, PARAGRAPHS_VERSION, **more)
-        stages.run("repeats", tasks.cut_repeats, stages.settings["buckets"], PARAGRAPHS_VERSION)
+        stage("paragraphs", tasks.shuffle_paragraphs, units, PARAGRAPHS_VERSION, **more)
+        stage("repeats", tasks.cut_repeats, buckets, PARAGRAPHS_VERSION)
 
 
 def signatures_stage(corpus_c4: Mapping[str, Any], config: CurationConfig, count: int, known: dict[str, str]) -> Stage:
