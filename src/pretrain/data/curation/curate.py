@@ -157,7 +157,7 @@ class _Curation:
 
     def run(self) -> dict[str, Any]:
         """Run every stage, and write the manifest."""
-        files = files_stage(self.sources, self.config.unit_bytes)
+        files = files_stage(self.sources, self.config.unit_bytes, self.progress.report)
         entries = read_inventory(self.run_stage(files), files.tasks)
         self._check_unchanged(entries)
         with storage_errors(self.work):

@@ -83,7 +83,10 @@ class HuggingFace(Source):
             return Counter()
         import datasets
 
-        found = datasets.load_dataset_builder(str(self.folder.resolve())).config.data_files or {}
+        try:
+            found = datasets.load_dataset_builder(str(self.folder.resolve())).config.data_files or {}
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise self._unreadable(error) from error
         read = {Path(path).resolve() for paths in found.values() for path in paths}
         files = {name: path for name, path in all_files(self.folder).items() if is_corpus_file(name)}
         return Counter(
