@@ -118,6 +118,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "weights": (b"\x7fELF\x02\x01\x01\0\0", "a program, not like plain text"),
     "numbers": (b"\x01\0\x02\0\x03\0", "binary, not like plain text"),
     "notes": ("text".encode("utf-16"), "UTF-16 text, not like plain text. Write it as UTF-8: iconv"),
+    "sheet.tsv": ("id\ttext\r\n1\ta\r\n".encode("utf-16"), "UTF-16 text, not like TSV. Write it as UTF-8: iconv"),
 }
 
 
