@@ -31,6 +31,7 @@ class DocumentCounts:
     guard: Count = 0  # beside a document of the other split
     paragraphs: Count = 0  # nothing but repeated paragraphs
     contamination: Count = 0  # holding evaluation items
+    personal_data: Count = 0  # nothing but personal data
     forgotten: Count = 0  # on request
 
 
@@ -200,7 +201,8 @@ def _of_corpus(corpus: CuratedText) -> Iterator[str]:
         reasons = {f"unusable: {reason}": count for reason, count in counts.unusable.items()}
         reasons |= counts.removed | {"exact duplicates": counts.exact, "near-duplicates": counts.near}
         reasons |= {"beside the other split": counts.guard, "repeated paragraphs": counts.paragraphs}
-        reasons |= {"holding evaluation items": counts.contamination, "forgotten on request": counts.forgotten}
+        reasons |= {"holding evaluation items": counts.contamination, "personal data alone": counts.personal_data}
+        reasons |= {"forgotten on request": counts.forgotten}
         why = ", ".join(f"{_plain(reason)} {count:,}" for reason, count in reasons.items() if count) or "none"
         yield f"| {_plain(name)} | {_plain(source.license)} | {counts.read:,} | {counts.kept:,} | {why} |"
     yield from ("", "| license | documents | characters |", "|---|---|---|")

@@ -21,6 +21,7 @@ from pretrain.data.curation.rules import (
     LICENSE,
     NEAR_RULE,
     PARAGRAPHS_RULE,
+    PERSONAL_DATA_RULE,
 )
 from pretrain.data.curation.writing import SAMPLE_CHARACTERS
 from pretrain.reports.chart import short
@@ -34,6 +35,7 @@ _ABOUT = {
     GUARD_RULE: "The text is like one in the validation split and one in the training split of the base corpus",
     PARAGRAPHS_RULE: "All paragraphs stand in other documents and were cut",
     CONTAMINATION_RULE: "The text holds items of an evaluation set",
+    PERSONAL_DATA_RULE: "The text is nothing but personal data, which is cut out",
     FORGOTTEN_RULE: "The document was forgotten on request",
 }
 _FACTS = {  # of the manifest

@@ -188,6 +188,16 @@ def test_documents_are_marked_or_dropped_and_each_item_has_a_verdict(raw: Path, 
     verify(tmp_path / "dropped")
 
 
+@pytest.mark.parametrize("action", ["drop", "mark"])
+def test_a_paragraph_stays_where_it_stands_first_in_what_is_kept(raw: Path, tmp_path: Path, action: str) -> None:
+    repeated = "This paragraph stands in two texts, and is no item. " * 6
+    texts = ["\n\n".join([" ".join(words(0, 30)), " ".join(words(300, 60)), repeated]), f"Words.\n\n{repeated}"]
+    (raw / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    run(raw, tmp_path / "out", "duplicates.paragraphs=200", f"decontaminate.action={action}")
+    holding = [row["origin"] for row in rows(tmp_path / "out" / "data") if repeated[:-1] in row["text"]]
+    assert holding == [f"web/web.jsonl:{2 if action == 'drop' else 1}"]
+
+
 def table_of(page: str, heading: str) -> list[dict[str, str]]:
     """Return the rows of the first table of a section of a report, by its heads."""
     text = page.partition(f"<h2>{heading}</h2>")[2].partition("</table>")[0]

@@ -282,3 +282,16 @@ def test_the_lock_is_free_after_a_failure(tmp_path: Path) -> None:
         code, message = failure(tmp_path / "a.jsonl", tmp_path / "out")
         assert (code, "no document is left of 1: none can be used: 1" in message) == (3, True)
     assert issubclass(CheckpointError, PretrainError)
+
+
+def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_bytes(lines(3))
+    (tmp_path / "raw" / "b.txt").write_text("Plain text.")
+    (tmp_path / "raw" / "c.pdf").write_text("none")
+    said = list[str]()
+    curate(settings(tmp_path / "raw", tmp_path / "out", kind="text_files"), said.append)
+    assert "sources.web: files passed over: 1 (1 .pdf)" in said
+    curate(settings(tmp_path / "raw", tmp_path / "hub", kind="hugging_face"), said.append)
+    unread = f"sources.web.path={tmp_path / 'raw'}: files that the datasets library puts into no split are not read"
+    assert f"{unread}: 1 .txt. To read all files of a folder: sources.web.kind=text_files" in said

@@ -159,6 +159,7 @@ def test_what_cannot_stand_in_one_corpus_is_refused(grown: tuple[Path, list[Path
         ({"settings": {"validation": {"fraction": 0.3}}}, "append=true with validation="),
         ({"decontamination": {}}, "cannot join the verdicts on evaluation sets"),
         ({"personal_data": {"kinds": ["email"]}}, r"personal_data.kinds=\['email'\] differs"),
+        ({"personal_data": {"replacement": "nothing"}}, "personal_data.replacement=nothing differs from"),
         ({"sources": {"web": {"license": "CC0-1.0"}}}, "sources.web.license=CC0-1.0 differs"),
     ):
         addition = tmp_path / "addition"

@@ -19,7 +19,7 @@ from pretrain.data.curation.verify import verify
 from pretrain.data.prepare import Corpus, prepare
 from pretrain.data.token_store.store import Store
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, DataError
 from pretrain.reports.curation import write_corpus_report
 
 ASSETS = Path(os.environ.get("PRETRAIN_ASSETS", "missing")) / "curation" / "pii" / "synth_dataset_v2.json"
@@ -53,6 +53,18 @@ def test_each_kind_is_found_whole(kind: str, value: str) -> None:
     assert replaced(once, KINDS) == (once, {})
     assert replaced(text, [kind], remove=True)[0] == "Please take , or ask."
     assert replaced(text, [other for other in KINDS if other not in (kind, "phone")])[0] == text
+
+
+def test_a_number_is_found_behind_words_that_begin_like_one() -> None:
+    for before in ("RE21 Invoice payable to", "AB12CDEF", "GB82 1234 5678 9012"):
+        assert replaced(f"{before} DE89 3704 0044 0532 0130 00 now", ["iban"])[0] == f"{before} <IBAN> now"
+
+
+def test_a_log_of_many_addresses_takes_no_longer_than_its_length() -> None:
+    started = time.process_time()
+    log = "\n".join(f"81.{n // 40_000 % 250 + 1}.{n // 200 % 200 + 1}.{n % 200 + 1} GET" for n in range(60_000))
+    assert len(find(log)) == 60_000
+    assert time.process_time() - started < 20  # a comparison of each with all before it takes a minute
 
 
 @pytest.mark.parametrize("text", NEGATIVES)
@@ -130,9 +142,28 @@ def test_texts_are_written_without_it_and_documents_with_much_are_dropped(tmp_pa
     manifest = run(tmp_path, "cut", "personal_data.kinds=[email]", "personal_data.replacement=nothing", "workers=2")
     cut = pq.read_table(tmp_path / "cut" / "data" / "00000.parquet").to_pylist()
     assert cut[0]["text"] == "Write to  or , or call +44 20 7946 0958."
-    assert overview(manifest)[-1] == "personal data  email 11 cut out"
+    assert overview(manifest)[-1] == "personal data  email 2 cut out"  # the third text is nothing else
     nothing = manifest | {"personal_data": manifest["personal_data"] | {"replaced": {}}}
     assert overview(nothing)[-1] == "personal data  none found of email"
+
+
+def test_texts_of_which_nothing_is_left_are_removed_and_counted(tmp_path: Path) -> None:
+    texts = ["ada@example.org", " bob@example.org\n", "Write to eve@example.org."]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ("personal_data.kinds=[email]", "personal_data.replacement=nothing")
+    manifest = run(tmp_path, "cut", *words)
+    documents = manifest["sources"]["web"]["documents"]
+    assert (documents["read"], documents["personal_data"], documents["kept"], manifest["documents"]) == (3, 2, 1, 1)
+    assert manifest["personal_data"]["replaced"] == {"email": 1}
+    rows = pq.read_table(tmp_path / "cut" / "decisions" / "00000.parquet").to_pylist()
+    assert [row["removed_by"] for row in rows] == ["personal_data", "personal_data", None]
+    assert any("nothing but personal data" in line for line in overview(manifest))
+    assert verify(tmp_path / "cut").documents == 1
+    assert "is nothing but personal data, which" in write_corpus_report(tmp_path / "cut").read_text()
+    assert run(tmp_path, "kept", words[0])["documents"] == 3
+    (tmp_path / "web.jsonl").write_text(json.dumps({"text": texts[0]}) + "\n")
+    with pytest.raises(DataError, match=r"personal_data removed most of them, 1. Try personal_data.replacement=plac"):
+        run(tmp_path, "none", *words)
 
 
 @pytest.mark.slow

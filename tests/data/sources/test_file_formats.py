@@ -118,6 +118,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "weights": (b"\x7fELF\x02\x01\x01\0\0", "a program, not like plain text"),
     "numbers": (b"\x01\0\x02\0\x03\0", "binary, not like plain text"),
     "notes": ("text".encode("utf-16"), "UTF-16 text, not like plain text. Write it as UTF-8: iconv"),
+    "sheet.tsv": ("id\ttext\r\n1\ta\r\n".encode("utf-16"), "UTF-16 text, not like TSV. Write it as UTF-8: iconv"),
 }
 
 
@@ -179,7 +180,9 @@ def test_rows_of_csv_are_documents_and_bad_ones_are_counted(tmp_path: Path) -> N
         ('two\nlines, and a "quote"', "a.csv:2"),
         (long, "a.csv:9"),
     ]
-    assert dict(source.skipped) == {"wrong number of fields": 1, "invalid UTF-8": 1, "not CSV": 2, "empty": 1}
+    assert dict(source.skipped) == {"wrong number of fields": 1, "invalid UTF-8": 1, "not CSV": 1, "empty": 1} | {
+        "lines of a quoted field that never ends": 1
+    }
 
 
 def test_a_field_beyond_memory_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +251,30 @@ def test_an_integer_that_python_does_not_read_spoils_one_value(
         assert dict(source.skipped) == {"not JSON": 2}
 
 
-@pytest.mark.parametrize("content", ['[{"text": "a"}', '[{"text": "a"} {', '[{"text": "a"}, {"te', "[" * 100_000])
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_arrays_of_files_that_were_joined_are_all_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(column_files, "BLOCK_BYTES", block)
+    parts = [b'[{"text": "a"}]\n', b"[]", b'\xef\xbb\xbf[{"text": "b"}, {"text": "c"}]\n\n']
+    (tmp_path / "a.json.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    source = text_source(tmp_path / "a.json.gz")
+    assert [(document.text, document.name) for document in source.documents()] == [
+        ("a", "a.json.gz:1"), ("b", "a.json.gz:2"), ("c", "a.json.gz:3"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "a"}',
+        '[{"text": "a"} {',
+        '[{"text": "a"}, {"te',
+        "[" * 100_000,
+        '[{"text": "a"}] {',
+        '[{"text": ""}][',
+    ],
+)
 def test_a_broken_array_names_the_last_good_value(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(DataError, match=r"a\.json is no JSON array after its first [01] values\. Repair it"):

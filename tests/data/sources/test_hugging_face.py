@@ -50,6 +50,21 @@ def test_a_local_data_set_is_read_in_order(saved: Path, form: str) -> None:
         texts(HuggingFaceConfig(path=str(saved / form), text_column="body").open())
 
 
+def test_files_that_the_library_puts_into_no_split_are_counted(saved: Path, tmp_path: Path) -> None:
+    source = HuggingFaceConfig(path=str(saved / "raw")).open()
+    assert texts(source) == ["one", "four"]
+    assert source.remarks() == []
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+    (tmp_path / "c.txt").write_text("three")
+    (tmp_path / "README.md").write_text("A card.")
+    source = HuggingFaceConfig(path=str(tmp_path)).open()
+    assert texts(source) == ["a.jsonl", "b.jsonl"]
+    (line,) = source.remarks()
+    assert "files that the datasets library puts into no split are not read: 1 .txt. To read all" in line
+    assert HuggingFaceConfig(path=str(saved / "single")).open().remarks() == []
+
+
 @pytest.mark.parametrize("form", ["single", "splits"])
 @pytest.mark.parametrize("name", ["subset", "revision"])
 def test_a_saved_data_set_has_no_parts_to_choose(saved: Path, form: str, name: str) -> None:

@@ -170,3 +170,14 @@ def test_a_label_of_parquet_is_what_it_is_in_json(tmp_path: Path) -> None:
             for path in (tmp_path / "a.parquet", tmp_path / "a.jsonl")
         ]
         assert found[0] == found[1] == [("a", str(values[0])), ("b", str(values[1]))]
+
+
+def test_lines_may_end_as_on_old_macs(tmp_path: Path) -> None:
+    for heading in ("", "text\tlabel\r", "label\ttext\r"):
+        rows = "pos\ta\rneg\tb\r" if heading.startswith("label") else "a\tpos\rb\tneg\r"
+        (tmp_path / "a.tsv").write_text(heading + rows, newline="")
+        source = LabelledTextConfig(path=str(tmp_path / "a.tsv")).open()
+        assert [(document.text, document.label) for document in source.documents()] == [("a", "pos"), ("b", "neg")]
+    (tmp_path / "a.tsv").write_text("a\rb\tpos\nc\tneg\n", newline="")  # as text of the web may be
+    source = LabelledTextConfig(path=str(tmp_path / "a.tsv")).open()
+    assert [document.text for document in source.documents()] == ["a\rb", "c"]

@@ -357,6 +357,9 @@ def test_files_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
     with pytest.raises(DataError, match=r"a\.parquet\.gz is parquet inside another compression"):
         texts(text_source(tmp_path / "a.parquet.gz"))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(gzip.compress(b'{"text": "x"}\n')))
+    with pytest.raises(DataError, match=r"b\.jsonl\.gz' is gzip inside gzip, and one compression is undone here"):
+        texts(text_source(tmp_path / "b.jsonl.gz"))
 
 
 def test_a_document_too_large_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,9 +120,21 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path) -> None:
     config = labelled(tmp_path, "a\tpos\nb\tneg\n")
     config.validation_path = str(held_out)
     with pytest.raises(
-        DataError, match=r"dev\.tsv:2 has the label 'other', which no training document has\. .*neg, pos"
+        DataError, match=r"dev\.tsv:2 has the label 'other', which no training document has\. .*neg, pos\. Leave"
     ):
         made(config, tmp_path)
+
+
+def test_a_label_that_the_hashes_hold_out_altogether_is_trained_on(tmp_path: Path) -> None:
+    lines = [f"text {n}\t{'neg' if n % 2 else 'pos'}" for n in range(40)] + [f"rare {n}\tr{n}" for n in range(40)]
+    config = labelled(tmp_path, "\n".join(lines))
+    config.validation_fraction = 0.3
+    prepared = made(config, tmp_path)
+    assert prepared.labels == sorted(["neg", "pos", *(f"r{n}" for n in range(40))])
+    stores = prepared.train[""], prepared.validation[""]
+    assert sum(store.n_documents for store in stores) == 80
+    assert {store.annotations.labels for store in stores if store.annotations} == {tuple(prepared.labels)}
+    assert set(stores[1].annotations.values.tolist()) <= {0, 1}  # type: ignore[union-attr]
 
 
 def test_a_document_longer_than_a_row_is_read_from_its_beginning(tmp_path: Path) -> None:

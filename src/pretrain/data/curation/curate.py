@@ -25,7 +25,7 @@ from pretrain.data.curation.config import CorpusSource, CurationConfig, FilesSou
 from pretrain.data.curation.contamination.config import Action
 from pretrain.data.curation.contamination.eval_sets import set_name
 from pretrain.data.curation.contamination.tasks import decontamination_record, decontamination_stages
-from pretrain.data.curation.duplicates import Corpus, find_duplicates, signatures_stage
+from pretrain.data.curation.duplicates import Corpus, find_duplicates, find_repeats, signatures_stage
 from pretrain.data.curation.engine import (
     Engine,
     Stage,
@@ -64,6 +64,7 @@ from pretrain.data.curation.rules import (
     LANGUAGE_SCORE,
     NEAR_RULE,
     PARAGRAPHS_RULE,
+    PERSONAL_DATA_RULE,
     measuring,
     rule_record,
 )
@@ -156,7 +157,7 @@ class _Curation:
 
     def run(self) -> dict[str, Any]:
         """Run every stage, and write the manifest."""
-        files = files_stage(self.sources, self.config.unit_bytes)
+        files = files_stage(self.sources, self.config.unit_bytes, self.progress.report)
         entries = read_inventory(self.run_stage(files), files.tasks)
         self._check_unchanged(entries)
         with storage_errors(self.work):
@@ -182,6 +183,7 @@ class _Curation:
         find_duplicates(corpus, known, self.run_stage)
         for stage in decontamination_stages(self.config.decontaminate, known, c4, count):
             self.run_stage(stage)
+        find_repeats(corpus, known, self.run_stage)
         write = self._write_stage(known, count)
         folder = self.run_stage(write)
         contents = self._contents(entries, by_source(counts), by_source(decided), counts_of(folder))
@@ -385,6 +387,8 @@ class _Curation:
         remedy = "Try other rules, such as rules=none, or licenses=any."
         if self.base.shards and rule in DUPLICATE_RULES:
             remedy = "They are in the base corpus already: nothing is new."
+        if rule == PERSONAL_DATA_RULE:
+            remedy = "Try personal_data.replacement=placeholder."
         return DataError(f"{start}{rule} removed most of them, {most['first']:,}. {remedy}")
 
     def _settings(self) -> dict[str, Any]:

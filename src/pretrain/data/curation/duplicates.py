@@ -11,6 +11,7 @@ import numpy as np
 
 from pretrain.data.curation.base_corpus import BASE_VERSION, Base, read_base
 from pretrain.data.curation.config import CurationConfig
+from pretrain.data.curation.contamination.config import Action
 from pretrain.data.curation.engine import Stage, Task, counts_of
 from pretrain.data.curation.near_duplicates import tasks
 from pretrain.data.curation.near_duplicates.buckets import BAND
@@ -50,21 +51,28 @@ class Corpus:
         }  # fmt: skip
 
 
+class _Stages:
+    """Runs stages on the units and on the shards of the base corpus, and adds their folders to `known`, by name."""
+
+    def __init__(self, corpus: Corpus, known: dict[str, str], run: Callable[[Stage], Path]) -> None:
+        self.known, self._run = known, run
+        self.settings = corpus.settings()
+        self.units = corpus.units + len(corpus.base.shards)
+
+    def run(self, name: str, function: Callable[[Task], Any], count: int, version: int, **more: Any) -> Path:
+        """Run a stage of so many tasks, with `more` settings; return its folder."""
+        used = {"near": {key: self.settings["near"][key] for key in _USED_BY.get(name, _OF_KEYS)}}
+        made = Stage(name, function, count, version, self.settings | used | more, dict(self.known))
+        self.known[name] = made.folder
+        return self._run(made)
+
+
 def find_duplicates(corpus: Corpus, known: dict[str, str], run: Callable[[Stage], Path]) -> None:
     """Run the stages that the settings ask for, and add their folders to `known`, by name.
 
     `known` has those of units, read, measure and decide.
     """
     config, base = corpus.config.duplicates, corpus.base
-    n_units = corpus.units + len(base.shards)
-    settings = corpus.settings()
-
-    def stage(name: str, function: Callable[[Task], Any], count: int, version: int, **more: Any) -> Path:
-        used = {"near": {key: settings["near"][key] for key in _USED_BY.get(name, _OF_KEYS)}}
-        made = Stage(name, function, count, version, settings | used | more, dict(known))
-        known[name] = made.folder
-        return run(made)
-
     if base.shards:
         record = base.record() | {"first": corpus.units, "partitions": corpus.partitions, "bands": base.bands}
         known["base"] = (older := Stage("base", read_base, len(base.shards), BASE_VERSION, record, {})).folder
@@ -75,20 +83,33 @@ def find_duplicates(corpus: Corpus, known: dict[str, str], run: Callable[[Stage]
         known["exact"] = equal.folder
         run(equal)
     if config.near:
-        stage("bands", tasks.shuffle_bands, n_units, tasks.BANDS_VERSION)
-        stage("buckets", tasks.find_buckets, settings["buckets"], tasks.BANDS_VERSION)
+        stages = _Stages(corpus, known, run)
+        stage, units, buckets = stages.run, stages.units, stages.settings["buckets"]
+        stage("bands", tasks.shuffle_bands, units, tasks.BANDS_VERSION)
+        stage("buckets", tasks.find_buckets, buckets, tasks.BANDS_VERSION)
         ranges = counts_of(stage("components", tasks.find_components, 1, tasks.BANDS_VERSION))[0]["ranges"]
         if ranges:
-            stage("members", tasks.shuffle_members, n_units, tasks.MEMBERS_VERSION)
-            stage("routed", tasks.route_buckets, settings["buckets"], tasks.MEMBERS_VERSION)
+            stage("members", tasks.shuffle_members, units, tasks.MEMBERS_VERSION)
+            stage("routed", tasks.route_buckets, buckets, tasks.MEMBERS_VERSION)
             stage("near", tasks.decide_range, ranges, VERIFICATION_VERSION)
             validation = corpus.config.validation
             if base.shards and validation.guard and validation.fraction:  # else a cluster is in one split anyway
                 version = tasks.GUARD_VERSION + is_below_one_part(validation.fraction)  # of those alone
                 stage("guard", tasks.guard_range, ranges, version, fraction=validation.fraction)
-    if config.paragraphs is not None:
-        stage("paragraphs", tasks.shuffle_paragraphs, n_units, PARAGRAPHS_VERSION)
-        stage("repeats", tasks.cut_repeats, settings["buckets"], PARAGRAPHS_VERSION)
+
+
+def find_repeats(corpus: Corpus, known: dict[str, str], run: Callable[[Stage], Path]) -> None:
+    """Run the stages of repeated paragraphs if the settings ask for it, and add their folders to `known`.
+
+    `known` has all stages that remove documents: a paragraph stays where it stands first in those that are kept.
+    """
+    if corpus.config.duplicates.paragraphs is not None:
+        stages = _Stages(corpus, known, run)
+        stage, units, buckets = stages.run, stages.units, stages.settings["buckets"]
+        drops = "verdicts" in known and corpus.config.decontaminate.action is Action.drop
+        more = {"drops": True} if drops else {}
+        stage("paragraphs", tasks.shuffle_paragraphs, units, PARAGRAPHS_VERSION, **more)
+        stage("repeats", tasks.cut_repeats, buckets, PARAGRAPHS_VERSION)
 
 
 def signatures_stage(corpus_c4: Mapping[str, Any], config: CurationConfig, count: int, known: dict[str, str]) -> Stage:

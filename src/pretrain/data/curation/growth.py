@@ -96,12 +96,13 @@ def _check_settings(base: Path, manifest: Mapping[str, Any], more: Mapping[str, 
             f"append=true cannot join the verdicts on evaluation sets of {where} and of what is new. "
             "Try append=false, or decontaminate.sets=[]."
         )
-    kinds = [each["personal_data"]["kinds"] for each in (manifest, more)]
-    if kinds[0] != kinds[1]:
-        raise ConfigError(
-            f"append=true with personal_data.kinds={kinds[1]} differs from {where}, which has {kinds[0]}. "
-            "Give the same, or append=false."
-        )
+    for key in ("kinds", "replacement"):
+        old, new = (each["personal_data"][key] for each in (manifest, more))
+        if old != new:
+            raise ConfigError(
+                f"append=true with personal_data.{key}={new} differs from {where}, which has {old}. "
+                "Give the same, or append=false."
+            )
     for name in manifest["sources"].keys() & more["sources"].keys():
         for key in ("license", "language"):
             old, new = (each["sources"][name][key] for each in (manifest, more))

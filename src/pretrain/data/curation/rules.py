@@ -24,11 +24,11 @@ LANGUAGE, LANGUAGE_SCORE, IS_KEPT = "language", "language_score", "language_is_k
 KEPT = -1
 # What removes documents that no rule removes, in this order.
 EXACT_RULE, NEAR_RULE, GUARD_RULE, PARAGRAPHS_RULE = "exact", "near", "guard", "paragraphs"
-CONTAMINATION_RULE, FORGOTTEN_RULE = "contamination", "forgotten"
+CONTAMINATION_RULE, PERSONAL_DATA_RULE, FORGOTTEN_RULE = "contamination", "personal_data", "forgotten"
 DUPLICATE_RULES = {
     EXACT_RULE: "exact duplicates", NEAR_RULE: "near-duplicates", GUARD_RULE: "beside the other split",
     PARAGRAPHS_RULE: "nothing but repeated paragraphs", CONTAMINATION_RULE: "holding evaluation items",
-    FORGOTTEN_RULE: "forgotten on request",
+    PERSONAL_DATA_RULE: "nothing but personal data", FORGOTTEN_RULE: "forgotten on request",
 }  # fmt: skip
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher, section A.1.1
 

@@ -45,7 +45,7 @@ from pretrain.data.curation.units import WEB_FILES, Part, read_unit, source_erro
 from pretrain.data.curation.web.reading import read_web_part
 
 # increase when the files of a stage or a decision change
-READ_VERSION, MEASURE_VERSION, DECIDE_VERSION, EXACT_VERSION = 2, 2, 2, 2
+READ_VERSION, MEASURE_VERSION, DECIDE_VERSION, EXACT_VERSION = 3, 2, 2, 2
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 4_000_000, 4096  # of a row group
 DOCUMENTS = pa.schema(
     [("id", pa.binary(16)), ("text", pa.large_string()), ("origin", pa.string()), ("url", pa.string()),

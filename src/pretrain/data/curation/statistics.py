@@ -18,7 +18,7 @@ import xxhash
 from pretrain.data.curation.personal_data import find
 from pretrain.data.curation.words import split_sentences, split_words
 
-STATISTICS_VERSION = 1  # increase when a value of a text changes
+STATISTICS_VERSION = 2  # increase when a value of a text changes
 GROUPS = ("repetition", "quality", "c4", "fineweb", "personal_data")
 TOP_SIZES, REPEATED_SIZES = (2, 3, 4), (5, 6, 7, 8, 9, 10)  # words of an n-gram
 VALUES: dict[str, tuple[str, ...]] = {

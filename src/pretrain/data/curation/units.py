@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from pretrain.data.sources.compressed_files import compression_of, head_of, open
 from pretrain.data.sources.corpus_files import find_files
 from pretrain.data.sources.file_formats import FileKind, kind_of_file
 from pretrain.data.sources.hugging_face import HuggingFace, files_digest
+from pretrain.data.sources.source import counted
 from pretrain.data.sources.unchanged_files import BLOCK_BYTES, HashedFile, hash_file
 from pretrain.errors import ConfigError, DataError
 from pretrain.files.atomic_files import write_atomically
@@ -63,17 +65,23 @@ def source_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (ConfigError, DataError) as error:
-        text = str(error).replace("data=text_files", f"sources.{name}.kind=text_files")
-        text = text.replace("sources.<name>.", f"sources.{name}.").replace("data.", f"sources.{name}.")
-        raise type(error)(text) from error
+        raise type(error)(_in_source(name, str(error))) from error
 
 
-def files_stage(sources: Mapping[str, CorpusSource], unit_bytes: int) -> Stage:
-    """Return the stage that hashes the files of all sources and finds where to cut them."""
+def _in_source(name: str, text: str) -> str:
+    """Return a text about settings of data with those of a source of a curation."""
+    text = text.replace("data=text_files", f"sources.{name}.kind=text_files")
+    return text.replace("sources.<name>.", f"sources.{name}.").replace("data.", f"sources.{name}.")
+
+
+def files_stage(
+    sources: Mapping[str, CorpusSource], unit_bytes: int, report: Callable[[str], object] = lambda line: None
+) -> Stage:
+    """Return the stage that hashes the files of all sources and finds where to cut them; report those not read."""
     tasks: list[list[list[Any]]] = [[]]
     total = 0
     for name in sorted(sources):
-        for file in _listed(name, sources[name]):
+        for file in _listed(name, sources[name], report):
             if tasks[-1] and (total >= 4 * unit_bytes or len(tasks[-1]) == FILES_OF_A_TASK):
                 tasks.append([])
                 total = 0
@@ -84,7 +92,7 @@ def files_stage(sources: Mapping[str, CorpusSource], unit_bytes: int) -> Stage:
     return Stage("files", inventory, len(tasks), FILES_VERSION, settings, {})
 
 
-def _listed(name: str, source: CorpusSource) -> list[list[Any]]:
+def _listed(name: str, source: CorpusSource, report: Callable[[str], object]) -> list[list[Any]]:
     """Return name, path, size, time of change and format of each file of a source.
 
     The files of a folder of Hugging Face are one, whose time is a hash of all.
@@ -94,13 +102,17 @@ def _listed(name: str, source: CorpusSource) -> list[list[Any]]:
             folder = Path(source.path).expanduser()
             named = [folder.name if folder.is_dir() else source.path, source.subset, source.split]
             changed = files_digest(folder) if folder.is_dir() else 0
+            for remark in HuggingFace(HuggingFaceConfig(**_hugging_face_settings(source))).remarks():
+                report(_in_source(name, remark))
             return [[" ".join(filter(None, [*named, source.revision])), source.path, 0, changed, HUGGING_FACE]]
         is_read = WEB_FILES[source.kind].search if source.kind in WEB_FILES else None
         form = source.format.name if isinstance(source, FilesSource) else source.kind
-        listed = []
-        for file, path in find_files(source.path, "data.path", is_read=is_read).items():
+        listed, passed_over = [], Counter[str]()
+        for file, path in find_files(source.path, "data.path", passed_over, is_read).items():
             status = path.stat()
             listed.append([file, str(path.resolve()), status.st_size, status.st_mtime_ns, form])
+        if passed_over:
+            report(f"sources.{name}: files passed over: {passed_over.total():,} ({counted(passed_over)})")
         return listed
 
 

@@ -26,11 +26,13 @@ from pretrain.data.curation.rules import (
     GUARD_RULE,
     NEAR_RULE,
     PARAGRAPHS_RULE,
+    PERSONAL_DATA_RULE,
 )
 from pretrain.errors import ConfigError, DataError, printable
 from pretrain.files.untrusted_files import read_json
 
-_LEFT_OUT = (GUARD_RULE, PARAGRAPHS_RULE, CONTAMINATION_RULE, FORGOTTEN_RULE)  # after duplicates were found
+# after duplicates were found
+_LEFT_OUT = (GUARD_RULE, PARAGRAPHS_RULE, CONTAMINATION_RULE, PERSONAL_DATA_RULE, FORGOTTEN_RULE)
 _COUNTED = ("text", "source", "license", "license_evidence", "metadata")
 STAGES = "stages.json"  # in work/: where the texts of the corpus are that was written last
 MAX_COMPARED = 20_000  # removed documents whose text is compared with their twin's: memory is bounded

@@ -17,7 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from pretrain.data.curation.base_corpus import index_dtype
-from pretrain.data.curation.contamination.tasks import contaminated_documents
+from pretrain.data.curation.contamination.overlap import contaminated_documents
 from pretrain.data.curation.corpus_statistics import kept_documents
 from pretrain.data.curation.duplicates import Fate, Fates
 from pretrain.data.curation.engine import Counts, Task, file_of, number_of_tasks
@@ -36,6 +36,7 @@ from pretrain.data.curation.rules import (
     LANGUAGE_SCORE,
     NEAR_RULE,
     PARAGRAPHS_RULE,
+    PERSONAL_DATA_RULE,
     RULE_NAMES,
 )
 from pretrain.data.curation.stages import halves, measured_groups, sample_rank
@@ -43,7 +44,7 @@ from pretrain.data.curation.statistics import text_key
 from pretrain.data.curation.tombstones import domain_of
 from pretrain.data.curation.units import read_unit
 
-WRITE_VERSION = 4
+WRITE_VERSION = 5
 ATTRIBUTION = "ATTRIBUTION.jsonl.zst"  # who must be named
 SAMPLE_CHARACTERS = 2000
 _COMPARED_CHARACTERS = 100_000  # of a sampled near-duplicate, to find where it differs: memory is bounded
@@ -197,7 +198,8 @@ class _Group:
         self._is_whole = [key == digest for key, digest in zip(self._keys, digests, strict=True)]  # no line left out
         self.removed_by: list[str | None] = []
         self.fates: list[Fate] = []
-        self.texts: dict[int, str] = {}  # of the documents that stay, as they are written
+        self.texts: dict[int, str] = {}  # of the documents that stay, as they are compared
+        self.written: dict[int, tuple[str, Counter[str]]] = {}  # and as they are written, with the spans replaced
         self.cut_characters: dict[int, int] = {}
         self.contaminates: dict[int, str] = {}
         self.personal_data: Counter[str] = Counter()
@@ -225,7 +227,10 @@ class _Group:
             self.cut_characters[number] = len(whole) - len(text)
             if not text.strip():
                 return PARAGRAPHS_RULE
-        self.texts[number] = text
+        written, spans = self.without_personal_data(text)
+        if spans and not written.strip():
+            return PERSONAL_DATA_RULE
+        self.texts[number], self.written[number] = text, (written, spans)
         return None
 
     def counts(self) -> Counter[str]:
@@ -250,7 +255,7 @@ class _Group:
         }  # fmt: skip
 
     def key(self, number: int) -> bytes:
-        """Return the key of the text of a document that stays, as it is written."""
+        """Return the key of the text of a document that stays, before personal data is replaced."""
         return text_key(self.texts[number]) if number in self.cut_characters else self._keys[number]
 
     def without_personal_data(self, text: str) -> tuple[str, Counter[str]]:
@@ -275,7 +280,7 @@ class _Group:
         ids = [self.ids[number] for number in kept]
         texts, spans = list[str](), list[int]()
         for number in kept:
-            text, counts = self.without_personal_data(self.texts[number])
+            text, counts = self.written[number]
             self.personal_data += counts
             texts.append(text)
             spans.append(counts.total())

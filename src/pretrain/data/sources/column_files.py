@@ -7,19 +7,21 @@ not a record. `columns` maps settings to the columns that they name, which the f
 import codecs
 import csv
 import json
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from pretrain.data.config import Format
 from pretrain.data.sources.compressed_files import BYTE_ORDER_MARK, head_of, one_line
+from pretrain.data.sources.file_formats import HEAD_BYTES
 from pretrain.data.sources.source import printable
 from pretrain.data.sources.unchanged_files import BLOCK_BYTES
 from pretrain.errors import DataError
 
 MAX_DOCUMENT_BYTES = 1 << 30  # a document is held in memory: a larger one is a mistake or a decompression bomb
 MAX_FIELD_CHARACTERS = 1 << 26  # of CSV, whose parser needs four bytes for each
-LINES_AHEAD = 64  # that are looked at to tell whether a quotation mark is closed in a later line
+LINES_AHEAD = 64  # that are looked at for where a quotation mark is closed
 
 Records = Iterator[tuple[str, dict[str, Any]]]
 
@@ -46,6 +48,28 @@ def lines_of(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
         if len(line) > MAX_DOCUMENT_BYTES:
             raise too_large(f"{name}:{number}", "Write one document a line.")
         yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+
+
+def table_lines(stream: IO[bytes], name: str, *, has_heading: bool) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a table as `lines_of`; those of old Macs end with a bare \\r.
+
+    That is so if the heading ends with one, below which quoted fields may have \\n; without a heading, if the beginning
+    has no \\n.
+    """
+    head = head_of(stream, HEAD_BYTES)
+    if not (_BARE_HEADING.match(head) if has_heading else b"\r" in head and b"\n" not in head):
+        yield from lines_of(stream, name)
+        return
+    before, rest = 0, b""
+    while block := stream.read(BLOCK_BYTES):
+        *lines, rest = (rest + block).splitlines(keepends=True)  # of bytes: at \n, \r\n and \r alone
+        for number, line in enumerate(lines, start=before + 1):
+            yield number, line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+        before += len(lines)
+        if len(rest) > MAX_DOCUMENT_BYTES:
+            raise too_large(f"{name}:{before + 1}", "Write one document a line.")
+    if rest:
+        yield before + 1, rest
 
 
 def json_lines(stream: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
@@ -87,7 +111,9 @@ def _check_distinct(name: str, columns: dict[str, str], present: list[str]) -> N
         raise DataError(f"{name} has two columns called {printable(doubled[0])}. Give one another name.")
 
 
+_BARE_HEADING = re.compile(rb"[^\r\n]*\r[^\n]")
 _NOT_ALWAYS_TEXT = ("label_column", "date_column")  # of parquet, where JSON may have numbers too
+_NEVER_CLOSED = "lines of a quoted field that never ends"
 _NO_OBJECT = "not a JSON object"
 _NOT_JSON = object()  # stands for a value of an array that Python does not read
 
@@ -145,16 +171,26 @@ class _Array:
         self.text, self.position, self.ended, self.count = "", 0, False, 0
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the values; DataError if the file is no array, or is truncated."""
-        expected = "["
-        while (sign := self._next_sign()) == expected or (sign == "]" and expected == ","):
+        """Yield the values of the array, and of further ones behind it, as in files that were joined.
+
+        Raises DataError if the file is no array, is truncated, or has anything else behind its end.
+        """
+        while self._next_sign() == "[":
             self.position += 1
-            if sign == "]" or self._next_sign() == "]":
-                return
-            value = self._value()
-            expected = ","
-            yield value
-        raise self._broken()
+            yield from self._values()
+        if not self.ended or self.position < len(self.text):
+            raise self._broken()
+
+    def _values(self) -> Iterator[Any]:
+        """Yield the values up to the end of the array that has begun."""
+        while self._next_sign() != "]":
+            yield self._value()
+            if (sign := self._next_sign()) != ",":
+                if sign != "]":
+                    raise self._broken()
+                break
+            self.position += 1
+        self.position += 1
 
     def _value(self) -> Any:
         """Return the value that begins at `position`."""
@@ -221,8 +257,14 @@ def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
     In a table with tabs a quotation mark that does not quote a field is text.
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    lines = ((number, line.decode("utf8", "surrogateescape")) for number, line in lines_of(stream, name))
+    encoded = table_lines(stream, name, has_heading=True)
+    lines = ((number, line.decode("utf8", "surrogateescape")) for number, line in encoded)
     first, heading = next(((number, line) for number, line in lines if line.strip()), (0, ""))
+    for _ in range(LINES_AHEAD):
+        if delimiters == "\t" or heading.count('"') % 2 == 0:
+            break  # all quoted names of columns are closed
+        first, following = next(lines, (first, ""))
+        heading += following
     names, delimiter = _heading(heading, name, columns, delimiters)
     texts: Iterator[str] = (line for _, line in lines)
     if delimiters == "\t":
@@ -233,7 +275,10 @@ def _rows(stream: IO[bytes], name: str, columns: dict[str, str], skipped: Counte
         try:
             row = next(rows, None)
         except csv.Error as error:
-            skipped["field too long" if "field limit" in str(error) else "not CSV"] += 1
+            if "unexpected end" in str(error):  # what it swallowed may be most of the file
+                skipped[_NEVER_CLOSED] += first + rows.line_num - number + 1
+            else:
+                skipped["field too long" if "field limit" in str(error) else "not CSV"] += 1
             continue
         if row is None:
             return

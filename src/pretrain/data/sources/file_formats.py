@@ -36,7 +36,8 @@ _IN_WORDS = {
     Format.text: "plain text", Format.jsonl: "JSON lines", Format.json: "JSON", Format.csv: "CSV", Format.tsv: "TSV",
     Format.parquet: "parquet",
 }  # fmt: skip
-_NEVER_TEXT = ("binary", "UTF-16 text")  # in files named as text: their documents are counted as skipped
+_UTF_16 = "UTF-16 text"
+_NEVER_TEXT = ("binary", _UTF_16)  # in files named as text: their documents are counted as skipped
 _HTML = re.compile(rb"(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL)
 _OBJECT = rb'\{\s*"(?:[^"\\\n]|\\.){0,200}"\s*:\s*["\[{\d\-tfn]'
 _JSON_LINES = re.compile(_OBJECT)
@@ -85,6 +86,11 @@ def kind_of_file(path: Path, wanted: Format = Format.auto, tabs_are_text: bool =
         form = wanted
         if wanted is Format.auto:
             head = decompressed(file, compression).read(HEAD_BYTES)
+            if compression and (inner := compression_of(head)):
+                raise DataError(
+                    f"{printable(repr(str(path)))} is {inner} inside {compression}, and one compression is undone "
+                    "here. Unpack the outer one."
+                )
             form = _form(path, head, compression is None, tabs_are_text)
     if form is Format.parquet and compression:
         raise DataError(
@@ -99,7 +105,9 @@ def _form(path: Path, head: bytes, is_unpacked: bool, tabs_are_text: bool) -> Fo
     content = _content(head, is_whole=len(head) < HEAD_BYTES)
     if is_unpacked and (archive := _LAST_ARCHIVE.search(path.name)):
         content = f"an archive ({archive[0]})"
-    if isinstance(content, str) and by_name is not Format.parquet and not (by_name and content in _NEVER_TEXT):
+    is_table = by_name in (Format.csv, Format.tsv) and content == _UTF_16  # whose columns would not be found
+    is_counted = by_name and content in _NEVER_TEXT and not is_table
+    if isinstance(content, str) and by_name is not Format.parquet and not is_counted:
         raise _looks_like(path, content, by_name)
     if by_name not in (None, Format.text):
         return by_name
@@ -137,7 +145,7 @@ def _looks_like(path: Path, content: Format | str, by_name: Format | None) -> Da
         remedy = f"Read it as such by data.format={content.name}, or as plain text by data.format=text."
     elif "archive" in content:
         remedy = "Unpack it and name its files (.gz, .xz, .zst and .bz2 need no unpacking)."
-    elif content == "UTF-16 text":
+    elif content == _UTF_16:
         remedy = "Write it as UTF-8: iconv -f UTF-16 -t UTF-8 <file>."
     else:
         remedy = "Extract its text, or exclude it; data.format=text reads its bytes as text nevertheless."
@@ -154,7 +162,7 @@ def _content(head: bytes, is_whole: bool) -> Format | str | None:
     if head[257:262] == b"ustar":
         return "a tar archive"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16 text"
+        return _UTF_16
     if b"\0" in head:
         return "binary"
     text = head.removeprefix(BYTE_ORDER_MARK).lstrip()

@@ -1,6 +1,7 @@
 """Documents of a Hugging Face data set, a local folder or a hub name, read as a stream."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 from pretrain.data.config import HuggingFaceConfig
 from pretrain.data.sources.column_files import missing_column
 from pretrain.data.sources.corpus_files import all_files, hash_files, refuse_remote
-from pretrain.data.sources.source import Document, ResumeToken, Source, printable
+from pretrain.data.sources.file_formats import is_corpus_file, suffix_of
+from pretrain.data.sources.source import Document, ResumeToken, Source, counted, printable
 from pretrain.errors import ConfigError, DataError
 
+_CARD = ".md"
 _OF_SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder that save_to_disk wrote
 
 
@@ -63,6 +66,33 @@ class HuggingFace(Source):
             return None
         state = self._opened.state_dict() if hasattr(self._opened, "state_dict") else None
         return ResumeToken(self.kept, dict(self.skipped), [self._rows_read, state])
+
+    def remarks(self) -> list[str]:
+        """Return a line about files that the library puts into no split: of another kind, or beside those of splits."""
+        unread = self._unread_files()
+        if not unread:
+            return super().remarks()
+        return [
+            f"data.path={printable(self.config.path)}: files that the datasets library puts into no split are not "
+            f"read: {counted(unread)}. To read all files of a folder: data=text_files"
+        ]
+
+    def _unread_files(self) -> Counter[str]:
+        """Return how many data files of the folder the library reads in no split, by suffix."""
+        if self.folder is None or self._is_saved or self.config.subset is not None:
+            return Counter()
+        import datasets
+
+        try:
+            found = datasets.load_dataset_builder(str(self.folder.resolve())).config.data_files or {}
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise self._unreadable(error) from error
+        read = {Path(path).resolve() for paths in found.values() for path in paths}
+        files = {name: path for name, path in all_files(self.folder).items() if is_corpus_file(name)}
+        return Counter(
+            suffix_of(name) for name, path in files.items()
+            if path.resolve() not in read and not name.endswith(_CARD)
+        )  # fmt: skip
 
     def share_read(self) -> float | None:
         """Return the fraction of rows read; None if their number is unknown before reading."""

@@ -15,7 +15,7 @@ from pretrain.data.fine_tuning_config import (
     PairsConfig,
     RelatedTextsConfig,
 )
-from pretrain.data.sources.column_files import lines_of, read_records
+from pretrain.data.sources.column_files import read_records, table_lines
 from pretrain.data.sources.compressed_files import BYTE_ORDER_MARK, head_of, opened
 from pretrain.data.sources.corpus_files import FileSource
 from pretrain.data.sources.file_formats import HEAD_BYTES, FileKind, kind_of_file
@@ -144,8 +144,8 @@ class LabelledTexts(AnnotatedFiles):
         if kind.form not in (Format.text, Format.tsv):
             return False
         with opened(path, kind.compression) as stream:
-            line = head_of(stream, HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).partition(b"\n")[0]
-        return self._is_label_first(line.decode("utf8", "replace").rstrip("\r"))
+            line = head_of(stream, HEAD_BYTES).removeprefix(BYTE_ORDER_MARK).splitlines()[:1]
+        return bool(line) and self._is_label_first(line[0].decode("utf8", "replace"))
 
     def _is_label_first(self, line: str) -> bool:
         """Return whether a line is a heading of two columns, the label before the text."""
@@ -182,7 +182,7 @@ class LabelledTexts(AnnotatedFiles):
         Below a heading of label, tab, text: the label before the first tab with the text after it.
         """
         is_label_first = False
-        for number, encoded in lines_of(stream, name):
+        for number, encoded in table_lines(stream, name, has_heading=False):
             try:
                 line = encoded.decode().rstrip("\r\n")
             except UnicodeDecodeError:

@@ -44,13 +44,13 @@ def write_stores(
 
     Exact duplicates are left out. A document that is cut in two, with its end held out, counts in both splits and as
     "in both splits": documents read = train + validation - in both splits + skipped. Raises DataError if no document is
-    left for training, and for a label that only validation documents have.
+    left for training, and for a label that only documents of a separate validation set have.
     """
     writers: dict[str, StoreWriter] = {}
     values: dict[str, list[int]] = {"train": [], "validation": []}
     targets: dict[str, list[Targets]] = {"train": [], "validation": []}
     chat_template = ChatTemplate(tokenizer) if data.has_messages else None
-    labels = _labels(source, data)
+    labels, held_out = _labels(source, data)
     counts: Counter[str] = Counter()
     duplicates, progress = ExactDuplicates(), Progress(report)
     for batch in in_batches(with_splits(source, data), lambda item: item[1].text):
@@ -58,7 +58,7 @@ def write_stores(
         for split, document in batch:
             text = "\0".join(filter(None, (document.text, document.second_text))).encode()
             if source.without_duplicates or duplicates.is_new(document, text):
-                fresh.append((split, document, len(text)))
+                fresh.append(("train" if document.label in held_out else split, document, len(text)))
         documents = [document for _, document, _ in fresh]
         encoded = _encode(documents, tokenizer, labels, chat_template)
         for (split, document, size), (tokens, value, spans) in zip(fresh, encoded, strict=True):
@@ -153,17 +153,25 @@ def with_splits(source: Source, data: DataConfig) -> Iterator[tuple[str, Documen
             yield from reserve.split(document)
 
 
-def _labels(source: Source, data: DataConfig) -> list[str]:
-    """Return the sorted labels of the training documents; none if texts have no labels."""
+def _labels(source: Source, data: DataConfig) -> tuple[list[str], frozenset[str]]:
+    """Return the sorted labels of the training documents, none if texts have no labels; and those held out otherwise.
+
+    Documents with a label that the hashes hold out altogether are trained on. Those of a separate validation set stay.
+    """
     if not data.has_labels or data.has_numbers:
-        return []
-    labels = sorted({str(document.label) for split, document in with_splits(source, data) if split == "train"})
+        return [], frozenset()
+    found: dict[str, set[str]] = {"train": set(), "validation": set()}
+    for split, document in with_splits(source, data):
+        found[split].add(str(document.label))
+    is_separate = source.validation_documents() is not None
+    held_out = frozenset[str]() if is_separate else frozenset(found["validation"] - found["train"])
+    labels = sorted(found["train"] | held_out)
     if len(labels) < 2:
         raise DataError(
             f"{_name(data)} has {len(labels)} label in its training documents ({', '.join(labels)}), and a "
             "classifier needs two. Name a file in which texts have two labels or more."
         )
-    return labels
+    return labels, held_out
 
 
 def _name(data: DataConfig) -> str:
@@ -202,7 +210,7 @@ def _label_index(document: Document, labels: list[str]) -> int:
     except ValueError:
         raise DataError(
             f"{document.name} has the label {document.label!r}, which no training document has. "
-            f"Labels are {', '.join(labels[:10])}."
+            f"Labels are {', '.join(labels[:10])}. Leave the document out of data.validation_path."
         ) from None
 
 

@@ -121,6 +121,13 @@ def test_compressed_records_that_are_cut_or_damaged_say_so() -> None:
     assert [reason.partition(" (")[0] for _, reason in damaged] == ["its compressed bytes are damaged"]
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_file_that_ends_in_a_record_that_is_passed_over_is_damaged(compressed: bool) -> None:
+    request = record(random.Random(0).randbytes(900), "request")
+    data = (gzip.compress(request, mtime=0) if compressed else request)[:-300]
+    assert read(data, compressed, most=None) == ([], [(0, "the file ends inside a record")])
+
+
 def test_a_header_that_is_cut_does_not_swallow_the_next_record() -> None:
     whole = record(b"a" * 900)
     assert read(whole[:40] + b"\r\n" + PARTS[2] + PARTS[3], False)[1] == [(0, "its header is cut")]
@@ -195,6 +202,14 @@ PAGE = b"<html><p>A page.</p></html>"
 )
 def test_responses_that_are_pages(content: bytes) -> None:
     assert read_response(content, 1000).body == PAGE
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_page_begins_behind_the_first_blank_line(end: str) -> None:
+    page = b"<html><p>One.</p>\r\n\r\n<p>Two.</p>\n\n</html>"
+    head = f"HTTP/1.1 200 OK{end}Content-Type: text/html{end}{end}"
+    found = read_response(head.encode() + page, 1000)
+    assert (found.body, found.headers) == (page, {"content-type": "text/html"})
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,8 @@ def test_domains_that_are_believed(tmp_path: Path) -> None:
     path.write_text("# seen by hand\nB.org\n\na.org  # all of it\nb.org\n")
     assert trusted_domains(None) is None
     assert trusted_domains(str(path)) == ["a.org", "b.org"]
+    path.write_bytes(b"\xef\xbb\xbfb.org\r\na.org\r\n")  # as editors of Windows write it
+    assert trusted_domains(str(path)) == ["a.org", "b.org"]
     with pytest.raises(ConfigError, match=r"html\.license_domains=.*none\.txt cannot be read: .*a domain a line"):
         trusted_domains(str(tmp_path / "none.txt"))
     web: dict[str, Any] = {"damaged": "fail", "max_bytes": 10, "domains": ["a.org"]}

@@ -8,7 +8,6 @@ verdicts      one task   hits of all units -> what the definitions say of each i
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -199,13 +198,3 @@ def decontamination_record(config: DecontaminateConfig, verdicts: Path) -> dict[
         "action": config.action.value, "documents": counts["documents"], "boilerplate_runs": counts["boilerplate"],
         "sets": {name: {"sha256": files[name]["sha256"], **each} for name, each in counts["sets"].items()},
     }  # fmt: skip
-
-
-def contaminated_documents(paths: list[Path], unit: int) -> Rows:
-    """Return the rows of a unit's contaminated documents, sorted by document."""
-    found = []
-    for path in paths:
-        rows = map_partition(path, 0, CONTAMINATED)
-        first, last = (bisect_left(rows["document"], unit + more << 32) for more in (0, 1))
-        found.append(rows[first:last])
-    return concatenated(found, CONTAMINATED)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.curation.base_corpus import CLUSTER, base_texts, index_of
+from pretrain.data.curation.contamination.overlap import contaminated_documents
 from pretrain.data.curation.engine import Counts, Task
 from pretrain.data.curation.near_duplicates import components, paragraphs, stages
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig, Within
@@ -237,6 +238,9 @@ def shuffle_paragraphs(task: Task) -> Counts:
         gone = np.union1d(
             found["document"][~found["kept"]], gone_documents(task.optional_inputs("guard", "gone.rows"), task.index)
         )
+        if task.settings.get("drops"):
+            verdicts = task.inputs("verdicts", "documents.rows")
+            gone = np.union1d(gone, contaminated_documents(verdicts, task.index)["document"])
         members = members[~np.isin(members["document"], gone)]
     rows = [
         paragraphs.paragraph_rows(member, text, characters, task.index)

@@ -65,7 +65,7 @@ def trusted_domains(path: str | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        text = Path(path).expanduser().read_text(encoding="utf8")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"html.license_domains={printable(path)} cannot be read: {error}. Name a text file with a domain a line."

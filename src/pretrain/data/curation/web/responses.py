@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 
 from pretrain.data.curation.web.warc import GZIP_MAGIC, parse_headers
+
+_HEADER_END = re.compile(rb"\r?\n\r?\n")  # some servers end its lines with \n alone
 
 
 class UnusableError(Exception):
@@ -22,15 +25,14 @@ class Response:
 
 def read_response(content: bytes, max_bytes: int) -> Response:
     """Return the page of a response record; raises UnusableError for what is none, or larger than `max_bytes`."""
-    end = content.find(b"\r\n\r\n")
-    end, skip = (end, 4) if end >= 0 else (content.find(b"\n\n"), 2)
-    if end < 0 or not content.startswith(b"HTTP/"):
+    end = _HEADER_END.search(content)
+    if end is None or not content.startswith(b"HTTP/"):
         raise UnusableError("no HTTP response")
     status = content[:64].split(b" ", 2)[1:2]
     if not (status and status[0][:3].isdigit() and status[0].startswith(b"2")):
         raise UnusableError("HTTP status is not 2xx")
-    headers = parse_headers(content[:end])
-    body = content[end + skip :]
+    headers = parse_headers(content[: end.start()])
+    body = content[end.end() :]
     if headers.get("transfer-encoding", "").lower() == "chunked":
         body = _without_chunks(body)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -84,8 +84,11 @@ class _Plain:
         self.unread(rest.lstrip(b"\r\n"))
 
     def pass_over(self, size: int) -> None:
-        """Pass over the rest of a record."""
-        while size > 0 and (part := self._take(min(size, 1 << 20))):
+        """Pass over the rest of a record; raises DamagedRecordError if the file ends in it."""
+        while size > 0:
+            part = self._take(min(size, 1 << 20))
+            if not part:
+                raise DamagedRecordError("the file ends inside a record")
             size -= len(part)
 
     def recover(self) -> bool:
