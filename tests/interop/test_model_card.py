@@ -16,7 +16,6 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files.records import sealed
 from pretrain.interop.export import export_model
 from pretrain.interop.model_card import purpose_of
-from pretrain.models.lora_config import LoraConfig
 from pretrain.objectives.config import CausalConfig, DiffusionConfig, HybridConfig, MaskedConfig, ObjectiveConfig
 from pretrain.objectives.fine_tuning_config import ClassifyConfig, ContrastiveConfig
 
@@ -71,8 +70,6 @@ LABELLED = LabelledTextConfig(path="x")
         ({"objective": ClassifyConfig(labels=["a", "b"]), "data": LABELLED}, {"objective": ClassifyConfig(
             labels=["b", "a"]), "data": LABELLED}, r"labels differs, \W+a\W+b\W+ and \W+b\W+a\W"),
         ({"objective": CausalConfig()}, {"objective": MaskedConfig()}, "causal attention differs, true and false"),
-        ({"lora": LoraConfig(rank=1, alpha=1.0)}, {"lora": LoraConfig(rank=1, alpha=2.0)},
-         r"lora\.alpha differs, 1\.0 and 2\.0"),
     ],
 )  # fmt: skip
 def test_weights_that_mean_different_things_have_no_mean(tmp_path: Path, one: Any, other: Any, message: str) -> None:
