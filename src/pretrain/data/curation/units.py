@@ -107,7 +107,8 @@ def _listed(name: str, source: CorpusSource, report: Callable[[str], object]) ->
             return [[" ".join(filter(None, [*named, source.revision])), source.path, 0, changed, HUGGING_FACE]]
         is_read = WEB_FILES[source.kind].search if source.kind in WEB_FILES else None
         form = source.format.name if isinstance(source, FilesSource) else source.kind
-        listed, passed_over = [], Counter[str]()
+        listed = []
+        passed_over = Counter[str]()
         for file, path in find_files(source.path, "data.path", passed_over, is_read).items():
             status = path.stat()
             listed.append([file, str(path.resolve()), status.st_size, status.st_mtime_ns, form])
