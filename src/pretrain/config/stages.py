@@ -78,6 +78,11 @@ class Course:
         before = self.stages[stage.number - 2].config
         return (_rows_of(stage.config), stage.config.objective) != (_rows_of(before), before.objective)
 
+    def steps_of_text(self, stage: Stage) -> tuple[int, int | None]:
+        """Return the steps of the run before the text of a stage is read, and at its end; None: where the run ends."""
+        same = [each for each in self.stages if each.text == stage.text]
+        return same[0].begin, same[-1].end
+
     def is_last(self, stage: Stage) -> bool:
         """Return whether the run ends with this stage."""
         return stage.end is None or self.max_steps is None or stage.end >= self.max_steps

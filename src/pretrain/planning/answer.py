@@ -28,7 +28,7 @@ from pretrain.planning.chosen_size import fit_to_text
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.cost import Growth
 from pretrain.planning.fit import settings_that_fit
-from pretrain.planning.forecast import Forecast, Target, forecast, target_of
+from pretrain.planning.forecast import Forecast, Target, forecast, target_of, with_text_of
 from pretrain.planning.micro_batch import largest_micro_batch
 from pretrain.planning.printing import describe
 from pretrain.planning.units import duration, gib
@@ -71,7 +71,8 @@ def _of_largest_stage(config: PlanConfig, target: Target) -> tuple[PlanConfig, F
         if stage.end == stage.begin:
             continue
         of_stage = _settings_of(config, stage, minutes)
-        found = forecast(of_stage, target, config.dry_run, Growth(course.sizes, stage.begin))
+        of_text = with_text_of(of_stage, target) if stage.text else target
+        found = forecast(of_stage, of_text, config.dry_run, Growth(course.sizes, stage.begin))
         planned.append((of_stage, found))
         is_reached = minutes is None or minutes > 0.0
         rows.append([stage.name, *_figures(found, is_reached)])
