@@ -172,12 +172,14 @@ def compare(config: PlanConfig, run: str) -> str:
     run_settings = replace(config, run=None, vocab_size=vocab_size, **settings)
     parts = _parts(run_settings, measured)
     planned = max((part.planned for part in parts), key=lambda each: each.peak)
-    seconds = (sum(part.tokens / part.speeds[side] for part in parts) for side in (0, 1))
+    expected_s, measured_s = (sum(part.tokens / part.speeds[side] for part in parts) for side in (0, 1))
     rows: list[tuple[str, float, float, Callable[[float], str]]] = [
-        ("parameters", float(planned.work.parameters), float(measured.parameters), "{:,.0f}".format),
-        *((f"tokens/s{part.name and f' of {part.name}'}", *part.speeds, "{:,.0f}".format) for part in parts),
-        ("time in steps", *seconds, duration),
+        ("parameters", float(planned.work.parameters), float(measured.parameters), "{:,.0f}".format)
     ]
+    for part in parts:
+        name = f"tokens/s of {part.name}" if part.name else "tokens/s"
+        rows.append((name, part.speeds[0], part.speeds[1], "{:,.0f}".format))
+    rows.append(("time in steps", expected_s, measured_s, duration))
     if measured.memory_gib is not None:
         name, expected = _memory(planned)
         rows.append((name, expected, measured.memory_gib * 2**30, gib))
