@@ -333,6 +333,19 @@ def test_the_text_of_a_stage_is_scored_in_the_tokens_of_the_run(tiny) -> None:
 
 
 @pytest.mark.slow
+def test_warnings_of_the_text_count_the_steps_that_read_it(tiny, capsys) -> None:
+    """The whole run has the tokens of many epochs, of which other stages read another text."""
+    for name in ("first", "second"):
+        (tiny.folder / f"{name}.txt").write_text("\n\n".join(f"{name} {number}" for number in range(40)))
+    words = [f"data.path={tiny.folder / 'first.txt'}", "data.separator='\\n\\n'", "trainer.max_steps=40"]
+    text = [f"stages.b.data.path={tiny.folder / 'second.txt'}", "stages.b.until_steps=40"]
+    train(tiny.plan(*words, "batch_size=4", "stages.a.until_steps=2", *text))
+    warned = [line for line in capsys.readouterr().out.splitlines() if "the run reads" in line]
+    assert len(warned) < 2
+    assert all("the run reads 256 tokens" in line for line in warned)
+
+
+@pytest.mark.slow
 def test_an_objective_of_a_later_stage_is_refused_before_the_first_step(tiny, assets: Path) -> None:
     """Its tokenizer is known once the text is prepared; the first stage would have trained for nothing."""
     words = ["model=llama_nano", "tokenizer=pretrained", f"tokenizer.path={assets / 'tokenizers' / 'gpt2'}"]

@@ -79,9 +79,16 @@ class Course:
         before = self.stages[stage.number - 2].config
         return (_rows_of(stage.config), stage.config.objective) != (_rows_of(before), before.objective)
 
+<<<<<<< HEAD
     def validates_as_at_start(self, stage: Stage) -> bool:
         """Return whether the validations of a stage are of the rows and targets that the first stage validates."""
         return _validated_by(self.stages[stage.number - 1].config) == _validated_by(self.stages[0].config)
+=======
+    def steps_of_text(self, stage: Stage) -> tuple[int, int | None]:
+        """Return the steps of the run before the text of a stage is read, and at its end; None: where the run ends."""
+        same = [each for each in self.stages if each.text == stage.text]
+        return same[0].begin, same[-1].end
+>>>>>>> 811d570bac8271a8ed21cbc975f779cef391e30d
 
     def is_last(self, stage: Stage) -> bool:
         """Return whether the run ends with this stage."""

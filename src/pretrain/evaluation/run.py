@@ -299,8 +299,8 @@ def _tokens_of_text(folder: ModelFolder) -> int:
         return seen
     checkpoint = Checkpoint(folder.folder, read_manifest(folder.folder))
     course = course_of(settings_of(checkpoint, whole_run=True), saved_sizes(checkpoint), checkpoint.step)
-    begin = next((stage.begin for stage in course.stages if stage.name == name), 0)
-    return max(0, seen - course.sizes.tokens(begin))
+    stage = next((each for each in course.stages if each.name == name), course.stages[0])
+    return max(0, seen - course.sizes.tokens(course.steps_of_text(stage)[0]))
 
 
 def _haystack(config: EvalConfig, folder: ModelFolder) -> Ints:

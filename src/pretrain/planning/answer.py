@@ -28,7 +28,7 @@ from pretrain.planning.chosen_size import fit_to_text
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.cost import Growth
 from pretrain.planning.fit import settings_that_fit
-from pretrain.planning.forecast import Forecast, Target, forecast, target_of
+from pretrain.planning.forecast import Forecast, Target, forecast, target_of, with_text_of
 from pretrain.planning.micro_batch import largest_micro_batch
 from pretrain.planning.printing import describe
 from pretrain.planning.units import duration, gib
@@ -71,7 +71,8 @@ def _of_largest_stage(config: PlanConfig, target: Target) -> tuple[PlanConfig, F
         if stage.end == stage.begin:
             continue
         of_stage = _settings_of(config, stage, minutes)
-        found = forecast(of_stage, target, config.dry_run, Growth(course.sizes, stage.begin))
+        of_text = with_text_of(of_stage, target) if stage.text else target
+        found = forecast(of_stage, of_text, config.dry_run, Growth(course.sizes, stage.begin))
         planned.append((of_stage, found))
         is_reached = minutes is None or minutes > 0.0
         rows.append([stage.name, *_figures(found, is_reached)])
@@ -171,12 +172,14 @@ def compare(config: PlanConfig, run: str) -> str:
     run_settings = replace(config, run=None, vocab_size=vocab_size, **settings)
     parts = _parts(run_settings, measured)
     planned = max((part.planned for part in parts), key=lambda each: each.peak)
-    seconds = (sum(part.tokens / part.speeds[side] for part in parts) for side in (0, 1))
+    expected_s, measured_s = (sum(part.tokens / part.speeds[side] for part in parts) for side in (0, 1))
     rows: list[tuple[str, float, float, Callable[[float], str]]] = [
-        ("parameters", float(planned.work.parameters), float(measured.parameters), "{:,.0f}".format),
-        *((f"tokens/s{part.name and f' of {part.name}'}", *part.speeds, "{:,.0f}".format) for part in parts),
-        ("time in steps", *seconds, duration),
+        ("parameters", float(planned.work.parameters), float(measured.parameters), "{:,.0f}".format)
     ]
+    for part in parts:
+        name = f"tokens/s of {part.name}" if part.name else "tokens/s"
+        rows.append((name, part.speeds[0], part.speeds[1], "{:,.0f}".format))
+    rows.append(("time in steps", expected_s, measured_s, duration))
     if measured.memory_gib is not None:
         name, expected = _memory(planned)
         rows.append((name, expected, measured.memory_gib * 2**30, gib))

@@ -1,6 +1,6 @@
 """Forecast a run: its memory, cost and checkpoints on a target device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pretrain.config.run import RunConfig
@@ -86,11 +86,22 @@ def target_of(config: PlanConfig) -> Target:
     """
     data = find_data(config)
     vocab_size = config.vocab_size or (data.vocab_size if data else config.tokenizer.largest_vocabulary())
-    if data is None and (characters := _known_characters(config)) is not None:
-        tokens = int(characters / CHARACTERS_PER_TOKEN * (1.0 - config.data.validation_fraction))
-        data = PreparedData(vocab_size, tokens, characters)
     hardware = hardware_of(config)
-    return Target(hardware, precision_of(config, hardware), vocab_size, data)
+    return Target(hardware, precision_of(config, hardware), vocab_size, data or _by_characters(config, vocab_size))
+
+
+def with_text_of(config: PlanConfig, target: Target) -> Target:
+    """Return the target with the text of `config`, a stage of a run that reads another text than the run."""
+    return replace(target, data=find_data(config) or _by_characters(config, target.vocab_size))
+
+
+def _by_characters(config: RunConfig, vocab_size: int) -> PreparedData | None:
+    """Return about what a corpus holds by what its manifest says; None where nothing does."""
+    characters = _known_characters(config)
+    if characters is None:
+        return None
+    tokens = int(characters / CHARACTERS_PER_TOKEN * (1.0 - config.data.validation_fraction))
+    return PreparedData(vocab_size, tokens, characters)
 
 
 def forecast(config: PlanConfig, target: Target, simulate: bool, growth: Growth | None = None) -> Forecast:

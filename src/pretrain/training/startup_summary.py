@@ -98,22 +98,26 @@ def _passes(length: RunLength, data: TextDataModule) -> str:
 
 
 def startup_warnings(
-    config: RunConfig, model: LanguageModule, data: TextDataModule, without_validation: Mapping[str, str]
-) -> list[str]:
+    config: RunConfig, model: LanguageModule, data: TextDataModule, without_validation: Mapping[str, str],
+    steps_of_text: tuple[int, int | None] = (0, None),
+) -> list[str]:  # fmt: skip
     """Return warnings about data, warm-up and validation; fewer while a streamed corpus is still being read.
 
-    `without_validation` is the result of `not_validated`.
+    `without_validation` is the result of `not_validated`; `steps_of_text` are the steps of the run before its text is
+    read, as other stages read another, and at its end, None: the run's.
     """
     steps = config.max_steps(data.batch_sizes, data.rows_per_epoch)
     warmup = config.warmup_steps(data.batch_sizes, steps)
     warnings = []
     fine_tunes = config.data.annotated  # few data and many epochs are usual
     if not data.train_stream.is_open() and not fine_tunes:
-        rows = data.batch_sizes.samples(steps or 0)  # unknown for a run that ends by the clock
+        begin, of_text = steps_of_text
+        end = min((each for each in (steps, of_text) if each is not None), default=begin)  # unknown by the clock
+        rows, planned = data.batch_sizes.samples(end), data.batch_sizes.tokens(end) - data.batch_sizes.tokens(begin)
         tokens = data.train_stream.tokens()
         epochs = {name: times for name, times in data.train_stream.epochs(rows).items() if name}
         parameters = sum(p.numel() for p in model.parameters())
-        warnings += data_warnings(parameters, sum(tokens.values()), data.batch_sizes.tokens(steps or 0))
+        warnings += data_warnings(parameters, sum(tokens.values()), planned)
         warnings += source_warnings(epochs, tokens)
     if steps is not None and warmup >= steps:
         warnings.append(f"the warm-up takes {warmup:,} steps and the run {steps:,}: the learning rate never decays.")

@@ -127,7 +127,9 @@ def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback
 def _announce(parts: RunParts, is_done: bool) -> None:
     """Print warnings, one line about the run, and a table of its stages."""
     run_plan, data, length, text = parts.run_plan, parts.data, parts.module.length, parts.text
-    warnings = [] if run_plan.goes_on else startup_warnings(parts.config, parts.model, data, text.without_validation)
+    warnings = [] if run_plan.goes_on else startup_warnings(
+        parts.config, parts.model, data, text.without_validation, text.course.steps_of_text(text.stage)
+    )  # fmt: skip
     if run_plan.resumed and not is_done and (changed := rate_change(run_plan.resumed, length, data.batch_sizes)):
         warnings.append(changed)
     lines = [*(f"warning: {each}" for each in warnings), startup_summary(length, parts.model, data, text.device)]
