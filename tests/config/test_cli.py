@@ -257,7 +257,8 @@ def test_an_error_ends_in_its_message_and_its_exit_code(
         (
             ["seed=x"],
             2,
-            "ConfigError: seed=x does not fit: Value 'x' of type 'str' could not be converted to Integer.\n",
+            "ConfigError: seed=x does not fit: Value 'x' of type 'str' could not be converted to Integer. "
+            "Try seed=0.\n",
         ),
         ([], 3, "DataError: the text is gone.\n"),
     ]:

@@ -136,6 +136,9 @@ _VALUES: dict[str, str] = {
     "fp32": "32 32-true float32 full float",
     "rms": "rmsnorm rms_norm", "layer": "layernorm layer_norm ln", "swiglu": "silu swish", "gelu": "gelu_new gelu_tanh",
     "rope": "rotary rope_embeddings", "learned": "absolute learnt", "fsdp": "fsdp2 zero zero3", "ddp": "dp",
+    "minimal_pairs": "blimp", "cloze": "lambada lambada_openai", "bias": "crows_pairs", "sts": "stsb sts-b",
+    "multiple_choice": "hellaswag arc arc_easy arc_challenge piqa", "retrieval": "beir mteb", "needle": "niah ruler",
+    "documents": "perplexity loss",
     "best_fit": "pack packed bfd", "concat": "concatenate concat_chunk", "stream": "streaming", "int8": "8bit 8-bit",
 }  # fmt: skip
 
@@ -200,7 +203,9 @@ def of_word(config_name: str, words: list[str], word: str) -> str:
     if setting is not None and (" " in word or "/" in word or Path(word).exists()):
         value = f'"{word}"' if " " in word else word
         return f"{word!r} is not a setting with a value. Write key=value; did you mean {setting}={value}?"
-    return f"{word!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100."
+    # a lone word may be a name of this script's main setting; of a training it is more often half of a setting
+    example = "trainer.max_steps=100" if setting in (None, "data.path") else f"{setting}={word}"
+    return f"{word!r} is not a setting with a value. Write key=value, such as {example}."
 
 
 def of_preset(group: str, name: str, known: list[str]) -> str:
