@@ -45,6 +45,11 @@ def refused(*words: str, script: str = "train") -> str:
         ("optimizer.momentums=0", "optimizer.momentums is not a setting. Did you mean optimizer.momentum?"),
         ("num_workers=3", "num_workers is not a setting. Did you mean data.prefetch?"),
         ("report_to=wandb", "report_to is not a setting. Did you mean loggers?"),
+        (
+            "save_top_k=3",
+            "save_top_k is not a setting. Did you mean checkpoint.keep? It keeps the newest ones; 0 keeps all, to "
+            "choose the best of.",
+        ),
         ("checkpoint_path=x", "checkpoint_path is not a setting. Did you mean resume?"),
         ("contextlength=1", "contextlength is not a setting. Did you mean model.context_length?"),
         ("data.text_column=x", "data.text_column is a setting of data=text_files, "),
@@ -96,6 +101,11 @@ def test_other_scripts_have_words_of_their_own() -> None:
     assert refused("out_dir=x", script="export").endswith("Did you mean output or paths.run_dir?")
     assert refused("lr=1", script="export").startswith("lr is not a setting. ")
     register_schemas("curate", CurateConfig)
+    assert refused("sources=texts", script="curate") == (
+        "sources=texts does not fit: sources has entries by name. "
+        "Try 'sources.mine={kind: text_files, path: texts, license: unknown}'."
+    )
+    assert refused("stages=3").endswith("stages has entries by name. Try 'stages.<name>=...'.")
     assert refused("path=x", script="curate") == (
         "path is not a setting. Did you mean sources? Type a name, a kind and a license with it: "
         "'sources.mine={kind: text_files, path: my_texts/, license: unknown}'"

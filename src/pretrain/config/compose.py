@@ -14,7 +14,7 @@ from typing import Any
 from pretrain.config.command_line import is_hydras
 from pretrain.config.imported import IMPORTED, imported_overrides
 from pretrain.config.named_entries import GROUPS, SECTIONS, SOURCES, STAGES, THRESHOLDS, section_of
-from pretrain.config.near_misses import of_preset, of_reference, of_setting, of_value, of_word
+from pretrain.config.near_misses import of_mapping, of_preset, of_reference, of_setting, of_value, of_word
 from pretrain.config.overrides import as_hydra_reads, first_values
 from pretrain.config.preset_errors import first_line, in_a_circle, is_base, of_file, of_missing, sentence, without_kind
 from pretrain.config.preset_folders import (
@@ -281,6 +281,8 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             expected = re.search(r"expected one of \[(.*)\]", first_line(problem))
             near = of_value(value, expected[1].split(", ")) if expected else None
             hint = f" Did you mean {key}={near}?" if near else ""
+            if OmegaConf.is_dict(before):
+                return ConfigError(of_mapping(key, value))
             if expected is None and isinstance(before, int | float):  # the preset's own value fits
                 hint = f" Try {key}={shown(before)}."
             return ConfigError(f"{key}={value} does not fit: {sentence(problem)}{hint}")

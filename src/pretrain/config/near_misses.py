@@ -83,7 +83,7 @@ _SETTINGS: dict[str, str] = {
     "parallel.context_parallel": "cp cp_size context_parallel_size ring_attention",
     "parallel.activation_checkpointing": "gradient_checkpointing activation_recomputation recompute",
     "checkpoint.every_n_steps": "save_steps save_every save_interval checkpoint_interval checkpoint_every",
-    "checkpoint.keep": "save_total_limit keep_last max_checkpoints save_top_k",
+    "checkpoint.keep": "save_total_limit keep_last max_checkpoints save_top_k load_best_model_at_end",
     "loggers": "report_to log_with tracker trackers",
     "paths.run_dir": "output_dir out_dir save_dir run_folder outdir checkpoint_dir",
     "paths.logs_dir": "log_dir logdir logging_dir root_dir default_root_dir",
@@ -157,6 +157,8 @@ _MAIN_SETTING = {
 _NOTES = {
     "warmup_p": "It is a part of the run, such as 0.02",
     "accum": "How many micro-batches make a step follows from it and batch_size",
+    "save_top_k": "It keeps the newest ones; 0 keeps all, to choose the best of",
+    "load_best": "It keeps the newest ones; 0 keeps all, to choose the best of",
     "min_lr": "It is a share of optimizer.learning_rate",
 }
 
@@ -206,6 +208,12 @@ def of_word(config_name: str, words: list[str], word: str) -> str:
     # a lone word may be a name of this script's main setting; of a training it is more often half of a setting
     example = "trainer.max_steps=100" if setting in (None, "data.path") else f"{setting}={word}"
     return f"{word!r} is not a setting with a value. Write key=value, such as {example}."
+
+
+def of_mapping(key: str, value: str) -> str:
+    """Return one line about a single value that was given to settings with entries by name."""
+    entry = _SOURCE.format(value) if key == "sources" and "{" not in value else f"{key}.<name>=..."
+    return f"{key}={value} does not fit: {key} has entries by name. Try '{entry}'."
 
 
 def of_preset(group: str, name: str, known: list[str]) -> str:
