@@ -213,8 +213,14 @@ def test_a_manifest_larger_than_any_of_ours_is_not_read(run_folder: Path, monkey
 
 
 def test_where_there_is_none_the_reason_is_given(tmp_path: Path, run_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no usable checkpoint\. Its checkpoints folder has none"):
+    with pytest.raises(CheckpointError, match=r"nowhere does not exist\. Name the folder of a run, or one of its"):
         open_checkpoint(tmp_path / "nowhere")
+    (tmp_path / "exported").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no usable checkpoint\. It has no checkpoints folder\. Name the "):
+        open_checkpoint(tmp_path / "exported")
+    (tmp_path / "exported" / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no usable checkpoint\. Its checkpoints folder has none"):
+        open_checkpoint(tmp_path / "exported")
     with pytest.raises(CheckpointError, match=rf"\. The newest run below it is {re.escape(str(run_folder))}\."):
         open_checkpoint(run_folder.parent)
     with pytest.raises(CheckpointError, match=r"step-00000099 is not a usable checkpoint: manifest\.json is missing"):

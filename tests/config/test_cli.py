@@ -94,6 +94,15 @@ OUT_OF_RANGE = [  # one of each rule, and what settings must be together; test_s
         ["model.d_model=130", "model.n_heads=4"],
         "model.d_model=130 does not split into model.n_heads=4 equal heads. Try model.d_model=128.",
     ),
+    (  # 129 would leave heads of 43, and rotary positions turn pairs of channels
+        ["model.n_heads=3"],
+        "model.d_model=128 does not split into model.n_heads=3 equal heads. Try model.d_model=126.",
+    ),
+    (
+        ["trainer.devices=-1"],
+        "trainer.devices=-1 takes all GPUs of a machine, and trainer.strategy=single one device. "
+        "Try trainer.devices=1, or trainer=ddp for all GPUs.",
+    ),
     (
         ["model.n_kv_heads=3", "model.n_heads=4"],
         "model.n_kv_heads=3 does not divide model.n_heads=4. Try model.n_kv_heads=2.",
@@ -248,7 +257,8 @@ def test_an_error_ends_in_its_message_and_its_exit_code(
         (
             ["seed=x"],
             2,
-            "ConfigError: seed=x does not fit: Value 'x' of type 'str' could not be converted to Integer.\n",
+            "ConfigError: seed=x does not fit: Value 'x' of type 'str' could not be converted to Integer. "
+            "Try seed=0.\n",
         ),
         ([], 3, "DataError: the text is gone.\n"),
     ]:

@@ -45,6 +45,11 @@ def refused(*words: str, script: str = "train") -> str:
         ("optimizer.momentums=0", "optimizer.momentums is not a setting. Did you mean optimizer.momentum?"),
         ("num_workers=3", "num_workers is not a setting. Did you mean data.prefetch?"),
         ("report_to=wandb", "report_to is not a setting. Did you mean loggers?"),
+        (
+            "save_top_k=3",
+            "save_top_k is not a setting. Did you mean checkpoint.keep? It keeps the newest ones; 0 keeps all, to "
+            "choose the best of.",
+        ),
         ("checkpoint_path=x", "checkpoint_path is not a setting. Did you mean resume?"),
         ("contextlength=1", "contextlength is not a setting. Did you mean model.context_length?"),
         ("data.text_column=x", "data.text_column is a setting of data=text_files, "),
@@ -91,9 +96,16 @@ def test_other_scripts_have_words_of_their_own() -> None:
         register_schemas(script, config_class)
     assert refused("max_tokens=5", script="generate").endswith("Did you mean max_new_tokens?")
     assert refused("ckpt=x", script="eval").endswith("Did you mean checkpoint?")
+    for name, task in (("blimp", "minimal_pairs"), ("hellaswag", "multiple_choice"), ("LAMBADA", "cloze")):
+        assert refused(f"task={name}", script="eval").endswith(f"Did you mean task={task}?")
     assert refused("out_dir=x", script="export").endswith("Did you mean output or paths.run_dir?")
     assert refused("lr=1", script="export").startswith("lr is not a setting. ")
     register_schemas("curate", CurateConfig)
+    assert refused("sources=texts", script="curate") == (
+        "sources=texts does not fit: sources has entries by name. "
+        "Try 'sources.mine={kind: text_files, path: texts, license: unknown}'."
+    )
+    assert refused("stages=3").endswith("stages has entries by name. Try 'stages.<name>=...'.")
     assert refused("path=x", script="curate") == (
         "path is not a setting. Did you mean sources? Type a name, a kind and a license with it: "
         "'sources.mine={kind: text_files, path: my_texts/, license: unknown}'"
@@ -110,6 +122,7 @@ def test_other_scripts_have_words_of_their_own() -> None:
         ("train", ["data.path", "=x"], "Leave out the blanks around the equals sign: data.path=x"),
         ("train", ["my/texts"], "Write key=value; did you mean data.path=my/texts?"),
         ("train", ["max_steps"], "Write key=value, such as trainer.max_steps=100."),
+        ("generate", ["Hello"], "Write key=value, such as prompt=Hello."),
         ("generate", ["a b"], 'Write key=value; did you mean prompt="a b"?'),
         ("curate", ["."], "Name a source and its license: 'sources.mine={kind: text_files, path: ., license: unknown}' "
          "output=<folder>"),
@@ -159,13 +172,21 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
         (["--experimental-rerun", "x"], "--experimental-rerun would do nothing: a run goes on by resume=<its folder>."),
         (
             ["--conf", "x"],
-            "--conf is no flag of this script; settings have no dashes, such as conf=5. All of them: --help",
+            "--conf is no flag of this script; settings have no dashes, and conf is not a setting. ",
         ),
-        (["--max-steps", "5"], "--max-steps is no flag of this script; settings have no dashes, such as max_steps=5."),
         (
-            ["--data.path=x y"],
-            "--data.path=x y is no flag of this script; settings have no dashes, such as data.path=x y.",
+            ["--max-steps", "5"],
+            "--max-steps is no flag of this script; settings have no dashes, and max_steps is not a setting. "
+            "Did you mean trainer.max_steps? All of them: --help",
         ),
+        (
+            ["--lr=3"],
+            "--lr=3 is no flag of this script; settings have no dashes, and lr is not a setting. "
+            "Did you mean optimizer.learning_rate? All of them: --help",
+        ),
+        (["--data.path=x y"], "--data.path=x y is no flag of this script; settings have no dashes: data.path=x y."),
+        (["--seed", "7"], "--seed is no flag of this script; settings have no dashes: seed=7. All of them: --help"),
+        (["--model", "--lr"], "--model is no flag of this script; settings have no dashes: model=<value>. All of them"),
         (["-m", "--cfg", "job"], "-m and --cfg cannot go together. Try one of them, such as --cfg job."),
         (["-i", "defaults", "--multirun"], "-i and --multirun cannot go together. Try one of them, such as -i."),
         (["--package", "model"], "--package would do nothing without --cfg. Try --cfg job --package ..."),

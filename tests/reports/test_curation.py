@@ -258,6 +258,8 @@ def test_a_plan_knows_how_large_the_corpus_is(corpus: Path) -> None:
     assert book == len(text("book", 5000, 40))
     missing = compose("plan", [*words[:1], "data.path=missing", *words[2:]])
     assert "not prepared here" in answer(missing)
+    text_files = compose("plan", ["data=text_files", "data.path=nowhere/", *words[2:4], "trainer.max_steps=10"])
+    assert "not prepared here: data.path=nowhere/ does not exist. Name a file, a folder or a " in answer(text_files)
 
 
 def test_the_documented_table_has_every_rule_with_its_value_and_settings() -> None:

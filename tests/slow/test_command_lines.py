@@ -126,7 +126,7 @@ def test_a_signal_before_the_first_step_ends_in_one_line(tmp_path: Path, corpus:
 def test_wrong_words_end_with_one_sentence_and_their_code(tmp_path: Path):
     for words, code, sentence in (
         (["data=text_files", "data.path=nowhere"], 3, "data.path=nowhere does not exist"),
-        (["resume=nowhere"], 4, "holds no usable checkpoint"),
+        (["resume=nowhere"], 4, "nowhere does not exist. Name the folder of a run"),
         (["model=gtp_small"], 2, "Did you mean gpt_small?"),
     ):
         found = call(*words, cwd=tmp_path)

@@ -184,13 +184,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(path, read_manifest(path))
     checkpoint, skipped = newest(path)
     if checkpoint is None:
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist. Name the folder of a run, or one of its checkpoints.")
         reasons = "".join(f" {folder.name}: {reason}." for folder, reason in skipped)
-        try:
-            runs = "" if skipped else f" The newest run below it is {latest_run(path)}."
-        except CheckpointError:
-            runs = " Its checkpoints folder has none."
-        raise CheckpointError(f"{path} holds no usable checkpoint.{reasons or runs}")
+        raise CheckpointError(f"{path} holds no usable checkpoint.{reasons or _instead_of(path)}")
     return checkpoint
+
+
+def _instead_of(path: Path) -> str:
+    """Return what a file or folder without any checkpoint has, or may be meant by it."""
+    try:
+        return f" The newest run below it is {latest_run(path)}."
+    except CheckpointError:
+        if (path / "checkpoints").is_dir():
+            return " Its checkpoints folder has none."
+        return " It has no checkpoints folder. Name the folder of a run, or one of its checkpoints."
 
 
 def newest(run_folder: Path) -> tuple[Checkpoint | None, list[tuple[Path, str]]]:

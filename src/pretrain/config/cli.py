@@ -64,7 +64,7 @@ def main(
         for note in notes_on(typed):
             print(printable(note, one_line=True), file=sys.stderr)
         typed = as_list(typed, positional)
-        given = parse([with_current_name(quote(word, free_text)) for word in typed])
+        given = parse([with_current_name(quote(word, free_text)) for word in typed], config_class)
         words = of_the_job(given.overrides)
         if config_name == "train" and rank() > 0:  # the first process decides, and hands on what it decided
             task(None, words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from pretrain.config.overrides import in_home, quoted
 from pretrain.errors import ConfigError, nearest
@@ -77,17 +77,18 @@ def as_list(words: list[str], positional: str) -> list[str]:
     return [*rest, f"{positional}=[{','.join(map(quoted, values))}]"] if values else rest
 
 
-def parse(words: list[str]) -> CommandLine:
+def parse(words: list[str], config_class: type | None = None) -> CommandLine:
     """Return the words of a command line by their meaning; flags and overrides may stand in any order.
 
-    Raises ConfigError for a flag that is none, and for words that Hydra would take and that change nothing here.
+    `config_class`, of the script's settings, finds the setting that a flag of another tool stands for. Raises
+    ConfigError for a flag that is none, and for words that Hydra would take and that change nothing here.
     """
     given = CommandLine()
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if word.startswith("-"):
-            _read_flag(word, rest, given)
+            _read_flag(word, rest, given, config_class)
         else:
             refuse_idle_setting(word)
             given.overrides.append(word)
@@ -107,12 +108,12 @@ def _one_of(flags: list[str]) -> str:
     return f"{flag} {_example(flag)}" if flag in _WITH_VALUE else flag
 
 
-def _read_flag(word: str, rest: list[str], given: CommandLine) -> None:
+def _read_flag(word: str, rest: list[str], given: CommandLine, config_class: type | None) -> None:
     """Read one flag into `given`, and its value from the words behind it."""
     flag, equals, value = word.partition("=")
     meaning = _WITH_VALUE.get(flag) or _ALONE.get(flag) or ("shows" if flag in ("-i", "--info") else None)
     if meaning is None:
-        raise _unknown(word, flag)
+        raise _unknown(word, rest, config_class)
     given.flags.append(flag)
     if flag in _WITH_VALUE:
         if not equals and not rest:
@@ -135,14 +136,30 @@ def _example(flag: str) -> str:
     return {"config_dir": "my_configs", "config_name": "my_run", "shows": "job"}.get(_WITH_VALUE[flag], "model")
 
 
-def _unknown(word: str, flag: str) -> ConfigError:
+def _unknown(word: str, rest: list[str], config_class: type | None) -> ConfigError:
+    flag, _, value = word.partition("=")
     instead = next((ours for names, ours in _IDLE_FLAGS.items() if flag in names), None)
     if instead is not None:
         return ConfigError(f"{word} would do nothing: {instead}.")
     setting = flag.lstrip("-").replace("-", "_")
-    value = word.partition("=")[2] or "5"
-    hint = f"settings have no dashes, such as {setting}={value}" if setting else "settings are typed key=value"
-    return ConfigError(f"{word} is no flag of this script; {hint}. All of them: --help")
+    if not setting:
+        hint = "settings are typed key=value."
+    elif config_class is not None and not _is_setting(setting, config_class):
+        from pretrain.config.near_misses import of_setting  # here: only a wrong flag needs it
+
+        known = [each.name for each in fields(config_class)]
+        hint = f"settings have no dashes, and {of_setting(setting, known, config_class, setting)}"
+    else:
+        behind = next((word for word in rest[:1] if "=" not in word and not word.startswith("-")), "<value>")
+        hint = f"settings have no dashes: {setting}={value or behind}."
+    return ConfigError(f"{word} is no flag of this script; {hint} All of them: --help")
+
+
+def _is_setting(name: str, config_class: type) -> bool:
+    """Return whether a script has a setting, or a group of presets, of this name."""
+    from pretrain.config.declared import every_setting
+
+    return any(f"{each}.".startswith(f"{name}.") for each in every_setting(config_class))
 
 
 def is_hydras(override: str) -> bool:

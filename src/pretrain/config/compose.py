@@ -14,7 +14,7 @@ from typing import Any
 from pretrain.config.command_line import is_hydras
 from pretrain.config.imported import IMPORTED, imported_overrides
 from pretrain.config.named_entries import GROUPS, SECTIONS, SOURCES, STAGES, THRESHOLDS, section_of
-from pretrain.config.near_misses import of_preset, of_reference, of_setting, of_value, of_word
+from pretrain.config.near_misses import of_mapping, of_preset, of_reference, of_setting, of_value, of_word
 from pretrain.config.overrides import as_hydra_reads, first_values
 from pretrain.config.preset_errors import first_line, in_a_circle, is_base, of_file, of_missing, sentence, without_kind
 from pretrain.config.preset_folders import (
@@ -27,7 +27,7 @@ from pretrain.config.preset_folders import (
 from pretrain.config.registry import choices, groups, kind_of, registered
 from pretrain.config.serialize import to_dict
 from pretrain.config.typed_lengths import let_typed_lengths_win
-from pretrain.errors import ConfigError, show
+from pretrain.errors import ConfigError, show, shown
 
 _WHICH_RUN = ("resume", "branch", "name", "paths.run_dir", "paths.logs_dir")
 _OF_THE_RUN = "_of_the_run"  # the preset that a resumed run's own settings of a group are
@@ -273,6 +273,7 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
         unknown = _explain_unknown(declared, tree, class_of(tree))
         if unknown is not None:
             return unknown
+        before = OmegaConf.select(tree, key, throw_on_resolution_failure=False)
         try:
             new = OmegaConf.create({"value": None}).value if value == "null" else _parse(value)
             OmegaConf.update(tree, key, new, force_add=_names_entry(override))
@@ -280,6 +281,10 @@ def _explain(error: Exception, tree: Any, overrides: list[str]) -> ConfigError:
             expected = re.search(r"expected one of \[(.*)\]", first_line(problem))
             near = of_value(value, expected[1].split(", ")) if expected else None
             hint = f" Did you mean {key}={near}?" if near else ""
+            if OmegaConf.is_dict(before):
+                return ConfigError(of_mapping(key, value))
+            if expected is None and isinstance(before, int | float):  # the preset's own value fits
+                hint = f" Try {key}={shown(before)}."
             return ConfigError(f"{key}={value} does not fit: {sentence(problem)}{hint}")
     if (of_hydra := re.match(r"Could not override '(hydra\.[\w.]*)'", first_line(error))) is not None:
         return ConfigError(f"{of_hydra[1]} is not a setting of Hydra's. All of them: --cfg hydra")

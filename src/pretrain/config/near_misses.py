@@ -83,7 +83,7 @@ _SETTINGS: dict[str, str] = {
     "parallel.context_parallel": "cp cp_size context_parallel_size ring_attention",
     "parallel.activation_checkpointing": "gradient_checkpointing activation_recomputation recompute",
     "checkpoint.every_n_steps": "save_steps save_every save_interval checkpoint_interval checkpoint_every",
-    "checkpoint.keep": "save_total_limit keep_last max_checkpoints save_top_k",
+    "checkpoint.keep": "save_total_limit keep_last max_checkpoints save_top_k load_best_model_at_end",
     "loggers": "report_to log_with tracker trackers",
     "paths.run_dir": "output_dir out_dir save_dir run_folder outdir checkpoint_dir",
     "paths.logs_dir": "log_dir logdir logging_dir root_dir default_root_dir",
@@ -136,6 +136,9 @@ _VALUES: dict[str, str] = {
     "fp32": "32 32-true float32 full float",
     "rms": "rmsnorm rms_norm", "layer": "layernorm layer_norm ln", "swiglu": "silu swish", "gelu": "gelu_new gelu_tanh",
     "rope": "rotary rope_embeddings", "learned": "absolute learnt", "fsdp": "fsdp2 zero zero3", "ddp": "dp",
+    "minimal_pairs": "blimp", "cloze": "lambada lambada_openai", "bias": "crows_pairs", "sts": "stsb sts-b",
+    "multiple_choice": "hellaswag arc arc_easy arc_challenge piqa", "retrieval": "beir mteb", "needle": "niah ruler",
+    "documents": "perplexity loss",
     "best_fit": "pack packed bfd", "concat": "concatenate concat_chunk", "stream": "streaming", "int8": "8bit 8-bit",
 }  # fmt: skip
 
@@ -154,6 +157,8 @@ _MAIN_SETTING = {
 _NOTES = {
     "warmup_p": "It is a part of the run, such as 0.02",
     "accum": "How many micro-batches make a step follows from it and batch_size",
+    "save_top_k": "It keeps the newest ones; 0 keeps all, to choose the best of",
+    "load_best": "It keeps the newest ones; 0 keeps all, to choose the best of",
     "min_lr": "It is a share of optimizer.learning_rate",
 }
 
@@ -200,7 +205,15 @@ def of_word(config_name: str, words: list[str], word: str) -> str:
     if setting is not None and (" " in word or "/" in word or Path(word).exists()):
         value = f'"{word}"' if " " in word else word
         return f"{word!r} is not a setting with a value. Write key=value; did you mean {setting}={value}?"
-    return f"{word!r} is not a setting with a value. Write key=value, such as trainer.max_steps=100."
+    # a lone word may be a name of this script's main setting; of a training it is more often half of a setting
+    example = "trainer.max_steps=100" if setting in (None, "data.path") else f"{setting}={word}"
+    return f"{word!r} is not a setting with a value. Write key=value, such as {example}."
+
+
+def of_mapping(key: str, value: str) -> str:
+    """Return one line about a single value that was given to settings with entries by name."""
+    entry = _SOURCE.format(value) if key == "sources" and "{" not in value else f"{key}.<name>=..."
+    return f"{key}={value} does not fit: {key} has entries by name. Try '{entry}'."
 
 
 def of_preset(group: str, name: str, known: list[str]) -> str:

@@ -22,7 +22,9 @@ def _divisors(number: int) -> list[int]:
 def check_shape(config: TransformerConfig) -> None:
     """Raise ConfigError for settings that do not go together, with values that do."""
     if config.head_dim is None and config.d_model % config.n_heads:
-        nearest = config.n_heads * max(1, round(config.d_model / config.n_heads))
+        # rotary positions turn pairs of channels of a head
+        step = config.n_heads * (2 if config.position is Position.rope else 1)
+        nearest = step * max(1, round(config.d_model / step))
         raise ConfigError(
             f"model.d_model={config.d_model} does not split into model.n_heads={config.n_heads} equal heads. "
             f"Try model.d_model={nearest}."

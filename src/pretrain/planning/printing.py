@@ -1,5 +1,8 @@
 """A forecast as text."""
 
+from pretrain.data.config import DataConfig
+from pretrain.data.prepare import check_files
+from pretrain.errors import DataError
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.forecast import CHARACTERS_PER_TOKEN, Forecast
 from pretrain.planning.hardware import Hardware
@@ -21,8 +24,8 @@ _WIDTH = 20
 
 def describe(forecast: Forecast, config: PlanConfig) -> str:
     """Return a forecast as text: size, optimum, memory, time, checkpoints."""
-    parts = [_size(forecast) + _data(forecast), _optimum(forecast), _memory(forecast), _time(forecast, config)]
-    parts.append(_checkpoints(forecast, config))
+    parts = [_size(forecast) + _data(forecast, config.data), _optimum(forecast), _memory(forecast)]
+    parts += [_time(forecast, config), _checkpoints(forecast, config)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -46,9 +49,13 @@ def _size(forecast: Forecast) -> list[str]:
     return lines
 
 
-def _data(forecast: Forecast) -> list[str]:
+def _data(forecast: Forecast, text: DataConfig) -> list[str]:
     data, planned = forecast.target.data, forecast.cost.tokens
     if data is None or data.tokens is None:
+        try:
+            check_files(text)
+        except DataError as missing:  # as on another machine than that of the run, or by a misspelled path
+            return [_line("data", f"not prepared here: {missing}")]
         return [_line("data", f"not prepared here: {command('prepare')} with the same settings prints its size")]
     size = f"{data.tokens:,} tokens"
     if data.characters is not None:

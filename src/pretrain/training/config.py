@@ -142,6 +142,11 @@ class TrainerConfig(Settings):
             raise ConfigError(
                 f"trainer.accelerator={self.accelerator} is none of auto, cpu, gpu, mps. Try trainer.accelerator=auto."
             )
+        if self.devices == -1 and self.strategy is Strategy.single:
+            raise ConfigError(
+                "trainer.devices=-1 takes all GPUs of a machine, and trainer.strategy=single one device. "
+                "Try trainer.devices=1, or trainer=ddp for all GPUs."
+            )
         if self.ranks > 1 and self.strategy is Strategy.single:
             raise ConfigError(
                 f"trainer.devices={self.devices} x trainer.num_nodes={self.num_nodes} devices cannot share a run with "

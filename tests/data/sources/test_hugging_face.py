@@ -99,7 +99,7 @@ def test_a_data_set_that_cannot_be_had_is_refused(saved: Path, tmp_path: Path, m
         DataError, match=r"data\.path=someone/no-such-data-set \(data\.subset=small, .*this machine can reach"
     ):
         texts(remote)
-    with pytest.raises(DataError, match=r"data\.path=someone/no-such-data-set .* cannot be read"):
+    with pytest.raises(DataError, match=r"data\.path=someone/no-such-data-set .*revision=null\) cannot be read"):
         remote.fingerprint()
     with monkeypatch.context() as patch:
         scripts = RuntimeError("Dataset scripts are no longer supported, but found old.py")

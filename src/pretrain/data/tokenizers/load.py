@@ -7,7 +7,7 @@ from typing import Any
 
 from pretrain.data.tokenizers.limits import check_tokenizer, check_vocabulary
 from pretrain.data.tokenizers.rust_calls import library_errors, suppressed_panics
-from pretrain.errors import DataError, printable
+from pretrain.errors import DataError, printable, shown
 from pretrain.files.untrusted_files import parse_json, read_text
 
 MAX_JSON_BYTES = 64_000_000
@@ -72,8 +72,8 @@ def _fetch(path: str, revision: str | None) -> Path:
         fetched, reason = "", str(error)
     if not fetched:
         raise DataError(
-            f"tokenizer.path={printable(path)} (tokenizer.revision={revision}) is neither a folder nor on the hub: "
-            f"{' '.join(reason.split())} Check the name, or name a folder that holds tokenizer.json."
+            f"tokenizer.path={printable(path)} (tokenizer.revision={shown(revision)}) is neither a folder nor on the "
+            f"hub: {' '.join(reason.split())} Check the name, or name a folder that holds tokenizer.json."
         )
     return Path(fetched).parent
 
