@@ -52,7 +52,7 @@ Pair = tuple[str, str]
 
 
 def rows_of(task: str, split: str = "train") -> Iterator[list[str]]:
-    """Yield the rows behind the heading of one of GLUE's tables."""
+    """Yield the rows after the heading of one of GLUE's tables."""
     path = assets() / "eval" / "glue" / task / f"{split}.tsv"
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)

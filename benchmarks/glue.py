@@ -11,7 +11,7 @@ transformers     the same base, examples, rate, epochs, schedule, precision and 
 random weights   the same shape without its training, by `eval.py task=glue`: the floor; left out by --no-floor
 
 --jobs fine-tunings run at once, and share the threads. Each is written to --folder as it ends, and the same command
-goes on behind them. Needs accelerate.
+goes on after them. Needs accelerate.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 `src/train.py` trains a masked and a diffusion model of 1 M parameters on 1.2 M tokens of english_novels (in
 PRETRAIN_ASSETS): once with layers that all attend to the whole row, and with windows in a part of the layers. Each is
 scored on unseen novels with the loss that it was trained on: of masked tokens, or the bound of the diffusion per token.
-Typed again, the script goes on behind the runs that are done.
+Typed again, the script goes on after the runs that are done.
 
 At first such a model learns the frequencies of tokens alone, until some head has found the neighbors of a token. With a
 window there are few positions to find them among.

@@ -29,7 +29,7 @@ def documents(vocab_size: int, n_tokens: int) -> list[Tensor]:
 
 
 def stream(vocab_size: int, n_tokens: int) -> Tensor:
-    """Return the documents one behind the other, each with an end, int64."""
+    """Return the documents one after another, each with an end, int64."""
     end = torch.tensor([END])
     return torch.cat([part for document in documents(vocab_size, n_tokens) for part in (document, end)])
 

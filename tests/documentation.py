@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 LANGUAGES = ("bash", "python", "text", "json", "yaml")  # only the first two are run
-SECOND = (["inspect"], ["verify"])  # commands that are the second word behind the script of another
+SECOND = (["inspect"], ["verify"])  # commands that are the second word after the script of another
 _FENCE = re.compile(r'^( *)```(\w*)(?: title="([^"]*)")?\n(.*?)^\1```$', re.M | re.S)
 _SHELL = re.compile(r"[|;<>&`]|\$\(")
 _ASSIGNED = re.compile(r"[A-Z_]+=.*")

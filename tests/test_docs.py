@@ -175,7 +175,7 @@ compose({command.name!r}, [word for word in words if not word.startswith("resume
 
 
 def shortened(command: Command) -> list[str]:
-    """Return the words of a command with a small size behind them."""
+    """Return the words of a command with a small size after them."""
     words, keys = command.words, {word.partition("=")[0].lstrip("+") for word in command.overrides}
     if {"--cfg", "--help", "--info"} & keys:
         return words

@@ -93,7 +93,7 @@ def test_it_runs_in_the_main_thread_and_under_no_launcher(monkeypatch: pytest.Mo
     thread.join()
     assert str(raised[0]).startswith("pretrain.train() runs in the main thread, and this is worker-1. Call it there")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with pytest.raises(ConfigError, match=r"torchrun or srun has started this one\. Type .* behind it"):
+    with pytest.raises(ConfigError, match=r"torchrun or srun has started this one\. Type .* after it"):
         pretrain.train(model="gpt_nano")
 
 

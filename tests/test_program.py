@@ -34,7 +34,7 @@ def test_alone_it_lists_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().out == shown
     assert typed(monkeypatch, "--version") == 0
     assert capsys.readouterr().out.startswith("pretrain 0.")
-    assert typed(monkeypatch, "prepare", "inspect", "--help") == 0  # as behind the script of a clone
+    assert typed(monkeypatch, "prepare", "inspect", "--help") == 0  # as after the script of a clone
     assert capsys.readouterr().out.startswith("pretrain inspect [setting=value]")
 
 

@@ -36,7 +36,7 @@ class TinyRun:
         ]
 
     def config(self, *words: str) -> RunConfig:
-        """Return the settings with more words behind the usual ones."""
+        """Return the settings with more words after the usual ones."""
         found: RunConfig = compose("train", [*self.words, *words])
         return found
 

@@ -51,7 +51,7 @@ class Waits(Callback):
 
     def __init__(self, step: int = 3, file: str = "") -> None:
         self.step = step
-        self.file = file  # to write the list into, one line each, behind the rank
+        self.file = file  # to write the list into, one line each, after the rank
         self.found: list[str] = []
         self.seen = False
         self._ending = ExitStack()

@@ -36,7 +36,7 @@ def main() -> None:
         ["prepare", "inspect"],
         ["curate", "verify"],
         ["curate", "forget"],
-    ):  # as behind the script of a clone
+    ):  # as after the script of a clone
         del sys.argv[1], words[0]
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):

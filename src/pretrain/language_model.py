@@ -66,7 +66,7 @@ class LanguageModel:
         self.stated_pooling = stated_pooling  # by the folder of a published model, whether it predicts tokens or not
         self.classifier = classifier
         self.regressor = regressor
-        self.denoises = denoises  # trained with any share of masks: it continues a prompt by filling masks behind it
+        self.denoises = denoises  # trained with any share of masks: it continues a prompt by filling masks after it
         # whether the token before predicts a mask
         self.shift_targets = model.causal if shift_targets is None else shift_targets
         self.prompt_template = prompt_template  # text before and after a prompt in fine-tuning on responses
@@ -182,9 +182,9 @@ class LanguageModel:
     def generate(self, prompt: Prompt, **options: Unpack[GenerationOptions]) -> Prompt:
         """Return the prompt with its completion, or a list for a batch of prompts.
 
-        The text ends early if the model ends it, and before a stop string. A diffusion model fills masks behind the
+        The text ends early if the model ends it, and before a stop string. A diffusion model fills masks after the
         prompt; each prompt's draw depends on the seed and on its own text. A causal model's prompts share one random
-        generator and, without `max_new_tokens`, the room behind the longest: for texts that do not depend on the batch,
+        generator and, without `max_new_tokens`, the room after the longest: for texts that do not depend on the batch,
         set temperature=0 and `max_new_tokens`, or give one prompt a call. Raises ConfigError for a masked model, and if
         prompt and completion exceed the context; DivergenceError for weights that give no probabilities.
         """
@@ -297,7 +297,7 @@ class LanguageModel:
         limits = self._limits(rows, options)
         if not self.causal:
             if any(self.tokenizer.mask_id in row for row in rows):
-                raise ConfigError("a prompt holds [MASK], and generate() only adds text behind it. Use fill().")
+                raise ConfigError("a prompt holds [MASK], and generate() only adds text after it. Use fill().")
             return generate_by_denoising(self.model, rows, limits, self._denoising(options, suppress, end_ids))
         use_cache = options.get("use_cache", True)
         decoding = Decoding(max(limits), sampling_of(options), end_ids, suppress, use_cache)

@@ -145,7 +145,7 @@ def test_later_checkpoints_are_set_aside_under_names_of_their_own(
         raise OSError("read-only")
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(CheckpointError, match=r"is behind step \d+, from which .* and cannot be set aside"):
+    with pytest.raises(CheckpointError, match=r"is after step \d+, from which .* and cannot be set aside"):
         set_aside(parent, last - 1)
 
 

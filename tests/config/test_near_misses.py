@@ -162,8 +162,8 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
         (["--config-dir", "x"], "--config-dir x is no folder. Name one that holds YAML files of your own."),
         (["seed=1", "-cd=x"], "--config-dir x is no folder."),
         (["--config-name", "trian"], "--config-name trian names no file of settings. Did you mean train?"),
-        (["--config-name"], "--config-name needs a value behind it, such as --config-name my_run."),
-        (["--cfg"], "--cfg needs a value behind it, such as --cfg job."),
+        (["--config-name"], "--config-name needs a value after it, such as --config-name my_run."),
+        (["--cfg"], "--cfg needs a value after it, such as --cfg job."),
         (
             ["--config-path", "x"],
             "--config-path would do nothing: the presets stay where they are. Add your own folder",

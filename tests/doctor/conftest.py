@@ -11,7 +11,7 @@ from pretrain.doctor.context import Context
 
 @pytest.fixture
 def context(tiny, tmp_path: Path) -> Callable[..., Context]:
-    """Return what makes a subject of more words behind those of a tiny run."""
+    """Return what makes a subject of more words after those of a tiny run."""
 
     def make(*words: str) -> Context:
         folder = tmp_path / "doctor"

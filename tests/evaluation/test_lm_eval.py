@@ -77,7 +77,7 @@ def test_the_bound_of_a_document_does_not_depend_on_other_documents() -> None:
 
 
 def test_the_windows_of_a_long_text_are_full_and_predict_each_token_once() -> None:
-    """The example in the documentation of lm-eval's interface: ten tokens behind a first one, four read at a time."""
+    """The example in the documentation of lm-eval's interface: ten tokens after a first one, four read at a time."""
     found = rolling_windows(np.arange(11), 4)
     assert [(each.tokens[:-1].tolist(), each.tokens[each.first :].tolist()) for each in found] == [
         ([0, 1, 2, 3], [1, 2, 3, 4]),

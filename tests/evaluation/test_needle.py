@@ -107,7 +107,7 @@ def test_a_model_that_knows_nothing_is_at_chance() -> None:
 
 
 def test_progress_reaches_its_end_at_the_last_cell() -> None:
-    """A bar that does not is left open, and the figures stand behind it on its line."""
+    """A bar that does not is left open, and the figures stand after it on its line."""
     told: list[tuple[int, int]] = []
     model = random_model(shape("llama", context_length=128), BYTES.vocab_size, causal=True)
     scorer = Scorer(model, BYTES, report=lambda done, total: told.append((done, total)))
@@ -143,7 +143,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
     llama, gpt = (random_model(shape(name, context_length=100), BYTES.vocab_size, True) for name in ("llama", "gpt"))
     with pytest.raises(ConfigError, match=r"needle.lengths has 40, and the sentence and its repetition alone take 5"):
         scored(llama, lengths=[40])
-    with pytest.raises(ConfigError, match=r"no positions behind its context of 100 tokens. Try 'needle.lengths=\[100"):
+    with pytest.raises(ConfigError, match=r"no positions after its context of 100 tokens. Try 'needle.lengths=\[100"):
         scored(gpt, lengths=[128])
     with pytest.raises(DataError, match=r"has 2,\d+ tokens, too few for a length of 9,000"):
         scored(llama, lengths=[9000])

@@ -15,7 +15,7 @@ from pretrain.checkpoint import write as checkpoint_writing
 from pretrain.errors import DataError
 from pretrain.training.datamodule import MicroBatches
 
-SAVE = 2  # the save to die in: an earlier checkpoint is there, and another run's worth of work behind it
+SAVE = 2  # the save to die in: an earlier checkpoint is there, and another run's worth of work after it
 PRUNING_SAVE = 3  # with two kept, the first save that has something to prune
 
 

@@ -81,7 +81,7 @@ def test_a_planted_nan_leaves_weights_and_state_equal_to_the_bit(config: Optimiz
 @pytest.mark.slow
 @pytest.mark.parametrize("after_the_cut", ["true", "false"])
 def test_a_run_with_graphs_goes_on_exactly(after_the_cut: str, job: Job) -> None:
-    """Bit for bit, in bf16, with graphs and without them behind the cut."""
+    """Bit for bit, in bf16, with graphs and without them after the cut."""
     words = [*ON_GPU, "model.dropout=0"]
     whole = job.run("whole", *words, "parallel.cuda_graphs=true")
     cut = shutil.copytree(whole, job.folder / "cut")

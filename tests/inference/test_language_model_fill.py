@@ -1,4 +1,4 @@
-"""A language model that fills masks in texts and behind prompts: in Python and by `generate.py`."""
+"""A language model that fills masks in texts and after prompts: in Python and by `generate.py`."""
 
 import io
 import re
@@ -100,7 +100,7 @@ def test_each_prompt_of_a_diffusion_model_has_room_of_its_own() -> None:
 def test_guidance_keeps_the_begin_token_in_the_text_without_a_prompt(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also behind a prompt, where the end token may be drawn, and is the begin token too."""
+    """Also after a prompt, where the end token may be drawn, and is the begin token too."""
     assert BPE.bos_id == BPE.eos_id
     read: list[list[int]] = []
     forward = DIFFUSION.model.forward
@@ -151,7 +151,7 @@ def test_what_cannot_be_filled_is_refused() -> None:
         DIFFUSION.fill(70 * "[MASK]")
     with pytest.raises(ConfigError, match=r"fill\(\) needs at least one text, and the list is empty"):
         DIFFUSION.fill([])
-    with pytest.raises(ConfigError, match=r"a prompt holds \[MASK\], and generate\(\) only adds text behind it"):
+    with pytest.raises(ConfigError, match=r"a prompt holds \[MASK\], and generate\(\) only adds text after it"):
         DIFFUSION.generate(f"a {BPE.token(BPE.mask_id or 0)} b")
 
 

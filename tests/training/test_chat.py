@@ -202,7 +202,7 @@ def test_published_templates_give_the_ids_of_transformers(assets):
     plain = [(each["role"], each["content"]) for each in messages]
     found = template.conversation(plain)
     expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
-    assert found.ids == expected[:-1]  # the new line behind the last turn
+    assert found.ids == expected[:-1]  # the new line after the last turn
     assert [ours.decode_marked(found.ids[a:b]) for a, b in found.targets] == [
         "It is 4.[[<|im_end|>]]", "Es ist 4.[[<|im_end|>]]", "y[[<|im_end|>]]"
     ]  # fmt: skip

@@ -85,7 +85,7 @@ def stopping() -> Iterator[None]:
 
 
 class CutOff:
-    """Ends a run behind a step, in one kind of its work: by a kill, or by a signal."""
+    """Ends a run after a step, in one kind of its work: by a kill, or by a signal."""
 
     def __init__(self, patch: pytest.MonkeyPatch, work: str, killed: bool) -> None:
         self.calls = 0  # of the work, from that step on

@@ -339,7 +339,7 @@ def test_pairs_are_mixed_with_plain_text(tiny, base, corpus, tmp_path):
     for row in rows:  # what is learned of a pair is its response, of plain text all
         assert all(bool(piece.learned) is row.id.startswith("a:") for piece in row.pieces)
     llm = LanguageModel.load(report.folder)
-    assert respond_reads(llm, "The") == [llm.tokenizer.bos_id, *llm.tokenizer.encode("The")]  # no line end behind it
+    assert respond_reads(llm, "The") == [llm.tokenizer.bos_id, *llm.tokenizer.encode("The")]  # no line end after it
     other = f"{{kind: pairs, path: {pairs(tmp_path)}, weight: 1, template: 'Q {{prompt}} A {{response}}'}}"
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]
     (tmp_path / "chat.jsonl").write_text(4 * (json.dumps({"messages": turns}) + "\n"))

@@ -60,7 +60,7 @@ def test_callbacks_of_lightning_work_and_change_nothing(tiny, tmp_path: Path):
     assert [found["val/loss"] for found in hooks.monitored] == pytest.approx(figures_of(report, "val/loss"), abs=1e-5)
     assert hooks.monitored[0]["optim/grad_norm"] > 0
     assert len(list((tmp_path / "best").glob("*.ckpt"))) == 1
-    lowest = min(found["val/loss"] for found in hooks.monitored[:-1])  # the last is of the end, behind the fit
+    lowest = min(found["val/loss"] for found in hooks.monitored[:-1])  # the last is of the end, after the fit
     assert float(best.best_model_score) == pytest.approx(lowest, abs=1e-6)
     logged = {row["name"] for row in read_rows(Path(report.folder) / "metrics.csv")}
     assert "lr-AdamW/pg1" in logged

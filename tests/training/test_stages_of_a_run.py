@@ -47,7 +47,7 @@ THREE = [
 
 
 class Reads:
-    """The micro-batches that runs take from their loaders, by step, with the rows behind them."""
+    """The micro-batches that runs take from their loaders, by step, with the rows after them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.by_step: dict[int, Any] = {}
@@ -107,7 +107,7 @@ def test_a_run_killed_in_each_stage_and_at_each_border_ends_as_one_that_was_not(
     assert [rates[step] for step in (10, 11, 12)] == pytest.approx([1e-3, 5e-4, 0.0])
     assert [figures(whole, "progress/stage")[step] for step in (1, 5, 6, 9, 10)] == [1, 1, 2, 2, 3]
 
-    for killed_at in (2, 5, 7, 9, 11):  # in each stage, and behind the checkpoint of each border
+    for killed_at in (2, 5, 7, 9, 11):  # in each stage, and after the checkpoint of each border
         reads.killed_at = killed_at
         with pytest.raises(OSError, match="killed"):
             trained(tiny, *words, "resume=auto", folder="killed")
@@ -368,7 +368,7 @@ def test_stages_of_a_run_whose_length_follows_from_its_text_are_known(tiny) -> N
     [
         (["stages.c.model.n_layers=3"], r"stages\.c\.model\.n_layers cannot change inside a run\. Did you mean"),
         (["stages.b.modle.context_length=3"], r"cannot change inside a run\. Did you mean model\.context_length"),
-        (["stages.b.until_fraction=0.4"], r"is step 40, not behind the end of stages\.a, step 50\. Try a later end"),
+        (["stages.b.until_fraction=0.4"], r"is step 40, not after the end of stages\.a, step 50\. Try a later end"),
         (
             ["stages.b.until_steps=4"],
             r"stages\.b\.until_steps=4 and stages\.b\.until_fraction=0\.8 give one end in two",

@@ -109,7 +109,7 @@ class _Block:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """The first index and the index behind the last, by axis of the full tensor."""
+        """The first index and the index after the last, by axis of the full tensor."""
         return [(start, start + size) for start, size in zip(self.offset or (), self.shape, strict=True)]
 
 
@@ -197,7 +197,7 @@ class TensorFiles(Mapping[str, Tensor]):
 def _overlap(blocks: list[_Block]) -> tuple[_Block, _Block] | None:
     """Return two blocks of a tensor that share a number, or None.
 
-    Sweeps along the first axis: each block is compared with those that end behind its start.
+    Sweeps along the first axis: each block is compared with those that end after its start.
     """
     active: list[_Block] = []
     for block in sorted((b for b in blocks if math.prod(b.shape)), key=lambda b: b.spans[:1]):

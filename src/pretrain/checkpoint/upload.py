@@ -53,7 +53,7 @@ def upload_checkpoint(local: Path, run: RemoteFolder) -> None:
 
 
 def set_aside_later(run: RemoteFolder, step: str) -> list[str]:
-    """Hide the checkpoints of a run in the storage that are behind `step`; return their names.
+    """Hide the checkpoints of a run in the storage that are after `step`; return their names.
 
     They are of a course that the run has left, and the newest of them would be taken for the run's. The manifest of
     each gets another name. Nothing reads or deletes them from then on.
@@ -163,7 +163,7 @@ class Uploads:
                 self._problem = problem
 
     def _leave_other_course(self, first: str) -> None:
-        """Set aside what the storage has of the steps behind the first checkpoint, as the run folder does."""
+        """Set aside what the storage has of the steps after the first checkpoint, as the run folder does."""
         if self._is_first and (later := set_aside_later(self.remote, first)):
             self.report(
                 f"warning: the run goes on from {first}. Its later checkpoints in the object storage are set aside, "

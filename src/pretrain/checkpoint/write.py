@@ -183,7 +183,7 @@ def prune(parent: Path, keep: int, in_use: frozenset[Path] = frozenset()) -> dic
 
 
 def set_aside(parent: Path, step: int) -> list[Path]:
-    """Rename the checkpoints behind a step, so that a run that goes on from it never takes one of another course.
+    """Rename the checkpoints after a step, so that a run that goes on from it never takes one of another course.
 
     Returns their new folders, which nothing reads or deletes. Raises CheckpointError if one cannot be renamed.
     """
@@ -196,7 +196,7 @@ def set_aside(parent: Path, step: int) -> list[Path]:
                 folder.rename(target)
             except OSError as error:
                 raise CheckpointError(
-                    f"{folder} is behind step {step}, from which the run goes on, and cannot be set aside: {error}. "
+                    f"{folder} is after step {step}, from which the run goes on, and cannot be set aside: {error}. "
                     "Move it out of the folder."
                 ) from error
             moved.append(target)

@@ -108,7 +108,7 @@ def _refuse_elsewhere() -> None:
     if under_launcher():
         raise ConfigError(
             "pretrain.train() starts the processes of a run itself, and torchrun or srun has started this one. Type "
-            f'{command("train")} behind it, or start Python alone: trainer={{"preset": "ddp"}}.'
+            f'{command("train")} after it, or start Python alone: trainer={{"preset": "ddp"}}.'
         )
 
 

@@ -47,7 +47,7 @@ class Try:
 
 
 class Results:
-    """The scores of tries, written to a file as they come, so that a restart goes on behind them."""
+    """The scores of tries, written to a file as they come, so that a restart goes on after them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""The words behind a script: Hydra's flags apart from overrides, and those that would change nothing here refused."""
+"""The words after a script: Hydra's flags apart from overrides, and those that would change nothing here refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _IDLE_SETTINGS = {
 
 @dataclass
 class CommandLine:
-    """What was typed behind a script."""
+    """What was typed after a script."""
 
     overrides: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)  # those for Hydra, with their values
@@ -109,7 +109,7 @@ def _one_of(flags: list[str]) -> str:
 
 
 def _read_flag(word: str, rest: list[str], given: CommandLine, config_class: type | None) -> None:
-    """Read one flag into `given`, and its value from the words behind it."""
+    """Read one flag into `given`, and its value from the words after it."""
     flag, equals, value = word.partition("=")
     meaning = _WITH_VALUE.get(flag) or _ALONE.get(flag) or ("shows" if flag in ("-i", "--info") else None)
     if meaning is None:
@@ -117,7 +117,7 @@ def _read_flag(word: str, rest: list[str], given: CommandLine, config_class: typ
     given.flags.append(flag)
     if flag in _WITH_VALUE:
         if not equals and not rest:
-            raise ConfigError(f"{flag} needs a value behind it, such as {flag} {_example(flag)}.")
+            raise ConfigError(f"{flag} needs a value after it, such as {flag} {_example(flag)}.")
         value = value if equals else rest.pop(0)
         if meaning == "config_dir":
             value = in_home(value)
@@ -150,8 +150,8 @@ def _unknown(word: str, rest: list[str], config_class: type | None) -> ConfigErr
         known = [each.name for each in fields(config_class)]
         hint = f"settings have no dashes, and {of_setting(setting, known, config_class, setting)}"
     else:
-        behind = next((word for word in rest[:1] if "=" not in word and not word.startswith("-")), "<value>")
-        hint = f"settings have no dashes: {setting}={value or behind}."
+        after = next((word for word in rest[:1] if "=" not in word and not word.startswith("-")), "<value>")
+        hint = f"settings have no dashes: {setting}={value or after}."
     return ConfigError(f"{word} is no flag of this script; {hint} All of them: --help")
 
 

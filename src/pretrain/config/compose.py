@@ -1,6 +1,6 @@
 """Compose presets and overrides into typed settings.
 
-Hydra composes. What it lets pass or explains in its own terms is checked here: unknown settings behind `+` and inside
+Hydra composes. What it lets pass or explains in its own terms is checked here: unknown settings after `+` and inside
 experiment files, wrong types, misspelled presets.
 """
 
@@ -83,7 +83,7 @@ def _lower_micro_batch(tree: Any, overrides: list[str]) -> None:
 def composed(config_name: str, overrides: list[str]) -> tuple[Any, list[str]]:
     """Return the tree that Hydra composes, its own settings among it, and the overrides that make it.
 
-    These are the given ones in Hydra's grammar, behind those that they imply. Raises ConfigError for a wrong override.
+    These are the given ones in Hydra's grammar, after those that they imply. Raises ConfigError for a wrong override.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -147,7 +147,7 @@ def _new_names_allowed(override: str) -> str:
 
 
 def sweep_words(config_name: str, overrides: list[str]) -> list[str]:
-    """Return the overrides of a sweep in Hydra's grammar, behind the presets that they imply."""
+    """Return the overrides of a sweep in Hydra's grammar, after the presets that they imply."""
     from pretrain.config.preset_reader import read_presets_for
 
     read_presets_for(_classes[config_name])

@@ -11,7 +11,7 @@ IMPORTED = "imported"  # the preset of a model whose shape is that of the one in
 
 
 def imported_overrides(tree: Any, chosen: dict[str, str], overrides: list[str]) -> list[str]:
-    """Return the overrides behind model=imported: shape, tokenizer and objective of the model in `init_from`."""
+    """Return the overrides after model=imported: shape, tokenizer and objective of the model in `init_from`."""
     own_tokenizer = chosen["tokenizer"] != "pretrained"
     if tree.resume and (tree.resume != "auto" or _finds_run(tree)):  # the run that is resumed has them
         return [] if own_tokenizer else ["tokenizer.path=."]

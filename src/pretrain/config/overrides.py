@@ -14,7 +14,7 @@ from pretrain.config.declared import types_of
 from pretrain.config.whole_numbers import is_whole, with_whole_numbers, written_out
 from pretrain.errors import ConfigError
 
-# last parts of settings that name a file or folder, where ~ is the home folder as it is behind a blank
+# last parts of settings that name a file or folder, where ~ is the home folder as it is after a blank
 _PATHS = (
     "path", "validation_path", "logs_dir", "cache_dir", "run_dir", "resume", "init_from", "checkpoint", "run", "output",
 )  # fmt: skip
@@ -104,7 +104,7 @@ def _text(value: str, name: str) -> str:
 
 
 def in_home(path: str) -> str:
-    """Return a path with the home folder for a ~ at its beginning, which shells leave behind an equals sign."""
+    """Return a path with the home folder for a ~ at its beginning, which shells leave after an equals sign."""
     return str(Path.home()) + path[1:] if path == "~" or path.startswith("~/") else path
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pretrain.errors import ConfigError, shown
 
 _INTERVAL = re.compile(r"([\[(])\s*(\S+),\s*(\S+)\s*([\])])")
-_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}  # by the character behind a backslash
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}  # by the character after a backslash
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Description:
     bounds: Bounds | None = None
     also: float | None = None  # a number outside the bounds with a meaning of its own
     example: Any = None
-    hint: str = ""  # behind the example in an error: "or 0 for all"
+    hint: str = ""  # after the example in an error: "or 0 for all"
 
     def range(self) -> str:
         """Return unit and range in words, such as `minutes, above 0`; empty where there is neither."""
@@ -74,7 +74,7 @@ def setting(
 
     `bounds` is an interval as in mathematics: "[1, inf)" of whole numbers, "(0.0, 1.0]" of any, written with a point.
     `also` is one number outside it that has a meaning of its own. The error of another number proposes the default,
-    or `example` where the default is none or cannot be proposed, with `hint` behind it.
+    or `example` where the default is none or cannot be proposed, with `hint` after it.
     """
     usual = default if example is None and default is not MISSING else example
     text = Description(about, unit, _interval(bounds) if bounds else None, also, usual, hint)
@@ -119,7 +119,7 @@ def check(key: str, value: Any, text: Description) -> None:
 
 
 def _broken_rule(value: Any, text: Description) -> str:
-    """Return the rule that a value breaks, to stand behind it in a sentence; empty where it breaks none."""
+    """Return the rule that a value breaks, to stand after it in a sentence; empty where it breaks none."""
     bounds = text.bounds
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if bounds is None or (is_number and value == text.also):

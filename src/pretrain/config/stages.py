@@ -68,7 +68,7 @@ class Course:
     whole: RunConfig  # settings of the run
 
     def at(self, step: int) -> Stage:
-        """Return the stage of a step, from 0; of a step behind the run, its last stage."""
+        """Return the stage of a step, from 0; of a step after the run, its last stage."""
         last = next(stage for stage in reversed(self.stages) if stage.end is None or stage.end > stage.begin)
         return next((stage for stage in self.stages if stage.end is None or step < stage.end), last)
 
@@ -79,16 +79,14 @@ class Course:
         before = self.stages[stage.number - 2].config
         return (_rows_of(stage.config), stage.config.objective) != (_rows_of(before), before.objective)
 
-<<<<<<< HEAD
     def validates_as_at_start(self, stage: Stage) -> bool:
         """Return whether the validations of a stage are of the rows and targets that the first stage validates."""
         return _validated_by(self.stages[stage.number - 1].config) == _validated_by(self.stages[0].config)
-=======
+
     def steps_of_text(self, stage: Stage) -> tuple[int, int | None]:
         """Return the steps of the run before the text of a stage is read, and at its end; None: where the run ends."""
         same = [each for each in self.stages if each.text == stage.text]
         return same[0].begin, same[-1].end
->>>>>>> 811d570bac8271a8ed21cbc975f779cef391e30d
 
     def is_last(self, stage: Stage) -> bool:
         """Return whether the run ends with this stage."""
@@ -96,9 +94,9 @@ class Course:
 
 
 def course_of(config: RunConfig, sizes: BatchSizes | None = None, step: int = 0) -> Course:
-    """Return the stages of a run whose first `step` steps had these sizes; those behind it follow from the settings.
+    """Return the stages of a run whose first `step` steps had these sizes; those after it follow from the settings.
 
-    A run without stages has one, without a name. Raises ConfigError for an end that is not behind the one before.
+    A run without stages has one, without a name. Raises ConfigError for an end that is not after the one before.
     """
     if not config.stages:
         planned = config.batch_sizes() if sizes is None else sizes.planned(step, config.step_sizes())
@@ -116,7 +114,7 @@ def course_of(config: RunConfig, sizes: BatchSizes | None = None, step: int = 0)
         if end is not None and end <= stage.begin and stage.begin >= step:
             before = f"the end of stages.{stages[-1].name}, step {stage.begin:,}" if stages else "the first step"
             raise ConfigError(
-                f"stages.{name}.{end_of.words()} is step {end:,}, not behind {before}. "
+                f"stages.{name}.{end_of.words()} is step {end:,}, not after {before}. "
                 f"Try a later end, such as stages.{name}.until_steps={2 * stage.begin + 100}."
             )
         stages.append(replace(stage, end=None if is_last else end))
@@ -383,7 +381,7 @@ def _step_sizes(stage: Stage) -> list[tuple[int, StepSize]]:
 
 
 def _end_step(config: RunConfig, end: StageEnd, sizes: BatchSizes) -> int:
-    """Return the step at which a stage ends, if all steps behind those planned have the last size."""
+    """Return the step at which a stage ends, if all steps after those planned have the last size."""
     trainer = config.trainer
     if end.until_steps is not None:
         return end.until_steps

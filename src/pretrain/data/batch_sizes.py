@@ -84,7 +84,7 @@ class BatchSizes:
     def planned(self, steps: int, sizes: Sequence[tuple[int, StepSize]], since: int = 0) -> BatchSizes:
         """Return the sizes if the steps after the first `steps` have these, of a batch that grows.
 
-        Each holds from the first step behind that many tokens, counted from `since` tokens of the run on; the first
+        Each holds from the first step after that many tokens, counted from `since` tokens of the run on; the first
         one from the start.
         """
         planned = self.changed(steps, sizes[0][1])

@@ -141,7 +141,7 @@ class LabelledTextConfig(AnnotatedConfig):
         "label", "Column of the label; a first line of text, tab, label that ends in this name is a heading."
     )
     pair_column: str | None = setting(
-        None, "Column of a second text, read behind the first one and a separator; null: single texts."
+        None, "Column of a second text, read after the first one and a separator; null: single texts."
     )
     numeric_labels: bool = setting(False, "Labels are numbers that objective=regress predicts, not classes.")
 

@@ -13,7 +13,7 @@ import xxhash
 from pretrain.errors import ConfigError
 from pretrain.language_model import LanguageModel
 
-DIGITS = 6  # behind the point
+DIGITS = 6  # after the point
 
 
 @cache

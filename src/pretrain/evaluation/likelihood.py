@@ -196,7 +196,7 @@ def batches(lengths: Ints, copies: Ints, batch_tokens: int, report: Report) -> I
 
 
 def padded(rows: Sequence[Ints]) -> Ints:
-    """Return rows of unequal length as one array (R, T), zeros behind the shorter ones."""
+    """Return rows of unequal length as one array (R, T), zeros after the shorter ones."""
     lengths = np.array([len(row) for row in rows])
     padded = np.zeros((len(rows), int(lengths.max())), np.int64)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(rows)

@@ -1,6 +1,6 @@
 """Needle in a haystack: whether a causal model finds a number that stands far back in a long text.
 
-A sentence with a number is put into held-out text, at depth 0 (its beginning) to 1 (its end). Behind the text stands
+A sentence with a number is put into held-out text, at depth 0 (its beginning) to 1 (its end). After the text stands
 the sentence again, and the likelihood of its number is compared with those of other numbers. All numbers are drawn
 alike, so a model that does not find the sentence is right in one case out of `choices`, whatever it prefers.
 Source of the test: Kamradt 2023, https://github.com/gkamradt/LLMTest_NeedleInAHaystack, which judges free answers.
@@ -39,7 +39,7 @@ def score_needles(scorer: Scorer, haystack: Ints, config: NeedleConfig) -> dict[
     """
     if not scorer.causal or scorer.bound is not None:
         raise ConfigError(
-            "task=needle needs a causal model, which is asked for the number behind the text, and this one fills "
+            "task=needle needs a causal model, which is asked for the number after the text, and this one fills "
             "masks. Take task=pseudo_perplexity, or task=documents for a diffusion model."
         )
     needles = Needles(scorer.tokenizer, scorer.starts_with_bos, haystack, config)
@@ -204,7 +204,7 @@ def _lengths(scorer: Scorer, needles: Needles, wanted: Sequence[int]) -> Sequenc
     longest = max(lengths)
     if longest > context and (shape is None or shape.position is not Position.rope):
         raise ConfigError(
-            f"needle.lengths has {longest}, and the model has no positions behind its context of {context} tokens. "
+            f"needle.lengths has {longest}, and the model has no positions after its context of {context} tokens. "
             f"Try 'needle.lengths=[{context}]'."
         )
     if len(needles.haystack) < longest - around:

@@ -304,7 +304,7 @@ def _tokens_of_text(folder: ModelFolder) -> int:
 
 
 def _haystack(config: EvalConfig, folder: ModelFolder) -> Ints:
-    """Return the ids of the held-out text, documents one behind the other without BOS and EOS, as many as are used."""
+    """Return the ids of the held-out text, documents one after another without BOS and EOS, as many as are used."""
     longest = max(config.needle.lengths, default=folder.shape.context_length)
     found, size = list[Ints](), 0
     for store in _stores(config, folder).values():

@@ -12,7 +12,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_blocks_atomically(path: Path, blocks: Iterable[bytes]) -> None:
-    """Write blocks one behind the other to `path`, as they come; a crash leaves the old file or the new one."""
+    """Write blocks one after another to `path`, as they come; a crash leaves the old file or the new one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         draft.unlink(missing_ok=True)

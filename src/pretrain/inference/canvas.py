@@ -62,7 +62,7 @@ class Canvas:
         return torch.rand(count, dtype=torch.float64, generator=self._generator)
 
     def reveal(self, reveals: list[Reveal], end_ids: Collection[int]) -> None:
-        """Replace masks by tokens. The first of `end_ids` ends the text: what lies behind it is dropped, masks too."""
+        """Replace masks by tokens. The first of `end_ids` ends the text: what lies after it is dropped, masks too."""
         for position, token, log_probability in reveals:
             self.tokens[position] = token
             self.revealed[position] = log_probability
@@ -74,11 +74,11 @@ class Canvas:
         self.hidden = [position for position in self.hidden if position < length and position not in self.revealed]
         positions, counts = self._blocks.pop()
         left = [position for position in positions if position < length and position not in self.revealed]
-        if left:  # else the next block is the current one; behind the end of the text nothing is hidden
+        if left:  # else the next block is the current one; after the end of the text nothing is hidden
             self._blocks.append((left, [min(count, len(left)) for count in counts[1:]]))
 
     def is_known(self, position: int) -> bool:
-        """Whether a position holds a token, or lies behind the end of the text."""
+        """Whether a position holds a token, or lies after the end of the text."""
         return position >= len(self.tokens) or self.tokens[position] != self.mask_id
 
     def without_given(self, kept: Collection[int]) -> list[int]:

@@ -127,7 +127,7 @@ def _from_the_left(
 
 
 def _token(canvas: Canvas, position: int, end_ids: frozenset[int]) -> NewToken | None:
-    """Return the revealed token at a position; None at the end of the text and behind it."""
+    """Return the revealed token at a position; None at the end of the text and after it."""
     if position >= len(canvas.tokens) or canvas.tokens[position] in end_ids:
         return None
     return NewToken(canvas.tokens[position], canvas.revealed[position])

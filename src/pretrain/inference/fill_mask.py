@@ -96,7 +96,7 @@ class FilledText:
         return text
 
     def _end_of_run(self, start: int, found: Mapping[int, int]) -> int:
-        """Return the number behind the last mask that is decoded together with mask number `start`."""
+        """Return the number after the last mask that is decoded together with mask number `start`."""
         end = start + 1
         while (
             end < len(self.positions)
@@ -109,7 +109,7 @@ class FilledText:
         return end
 
     def _joined(self, text: str, before: list[int], tokens: list[int]) -> str:
-        """Return the text with tokens behind it; `before` are the ids just before them, two at most.
+        """Return the text with tokens after it; `before` are the ids just before them, two at most.
 
         A space before the mask and one that the tokens bring are the same. White space that no token stands for belongs
         to the mask, as RoBERTa's takes it and WordPiece drops all: a token that brings none continues the word before.

@@ -305,7 +305,7 @@ EURO_BERT_FAMILY = replace(  # Llama's shape with bidirectional attention
     },
 )  # fmt: skip
 
-ROBERTA_FAMILY = replace(  # BERT, but positions start behind the padding token's id, and the head's activation is GELU
+ROBERTA_FAMILY = replace(  # BERT, but positions start after the padding token's id, and the head's activation is GELU
     BERT_FAMILY,
     model_type="roberta",
     architecture="RobertaForMaskedLM",

@@ -20,7 +20,7 @@ def _read_offset(record: ConfigJson) -> Settings:
     record.reject_null("pad_token_id")
     pad = record.values.get("pad_token_id", 1)
     if isinstance(pad, bool) or not isinstance(pad, int) or not 0 <= pad < record.largest:
-        raise record.error("pad_token_id", "is not the id of a token, and positions start behind it")
+        raise record.error("pad_token_id", "is not the id of a token, and positions start after it")
     rows = record.count("max_position_embeddings", 512) or 512
     if rows <= pad + 1:
         raise record.error("max_position_embeddings", f"leaves no position, because the first is {pad + 1}")

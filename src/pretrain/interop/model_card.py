@@ -161,7 +161,7 @@ def _does(objective: ObjectiveConfig, base: str) -> str:
         return "A model of embeddings: it was fine-tuned to give texts that belong together vectors that are alike."
     if objective.denoises:
         return (
-            "A masked diffusion model: it fills any share of masks in a text, and writes by filling masks behind a "
+            "A masked diffusion model: it fills any share of masks in a text, and writes by filling masks after a "
             "prompt, several at a time, which `pretrain` does and transformers' fill-mask pipeline does not."
         )
     if not objective.causal:

@@ -21,7 +21,7 @@ def write_modules(folder: Path, source: ModelFolder, added_ids: AddedIds) -> Non
     tokenizer, objective = source.tokenizer, source.objective
     if tuple(map(list, added_ids)) != ([tokenizer.bos_id], [tokenizer.eos_id]):
         raise ConfigError(
-            "sentence_transformers=true needs a tokenizer that puts one token before and one behind a text, and this "
+            "sentence_transformers=true needs a tokenizer that puts one token before and one after a text, and this "
             "one does not. Fine-tune the model first (experiment=embed), or try sentence_transformers=false."
         )
     auto = Pooling.last if objective.causal else Pooling.mean

@@ -12,7 +12,7 @@ from pretrain.models.interface import LanguageModule
 def without_vocab_padding(source: ModelFolder) -> ModelFolder:
     """Return a model with as many rows as its tokenizer has ids, with the same outputs for them.
 
-    Unchanged if its softmax has all rows: what is behind the last token then has a part in the outputs.
+    Unchanged if its softmax has all rows: what is after the last token then has a part in the outputs.
     """
     if not source.shape.exclude_vocab_padding:
         return source

@@ -24,7 +24,7 @@ class TrialBlock:
         half: torch.dtype | None,
         device: torch.device,
     ) -> None:
-        config = replace(config, n_layers=1, global_attention_layers=[])  # a list may name layers behind the first
+        config = replace(config, n_layers=1, global_attention_layers=[])  # a list may name layers after the first
         with torch.random.fork_rng():
             self.model = Transformer(config, _VOCAB_SIZE, causal=causal)
             initialize(self.model, config, seed=0)

@@ -20,7 +20,7 @@ DOCUMENTED_HALF = {
     "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10G": 70.0, "A10": 125.0, "RTX 5090": 209.5, "RTX 4090": 165.2,
     "RTX 3090": 71.0, "V100": 125.0, "T4": 65.0,
 }  # fmt: skip
-_OTHER_FORMS = "Ti|SUPER|Laptop|Max-Q|D|NVL|PCIe"  # behind the name of a GPU: of another one, with a peak of its own
+_OTHER_FORMS = "Ti|SUPER|Laptop|Max-Q|D|NVL|PCIe"  # after the name of a GPU: of another one, with a peak of its own
 
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
 

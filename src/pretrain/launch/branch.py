@@ -129,5 +129,5 @@ def _check_constant_rate(config: RunConfig, merged: RunConfig, schedule: WSDConf
 
 
 def cooldown_steps(cooldown: float, step: int) -> int:
-    """Return the steps of a decay behind `step` steps: `cooldown` of them, or below 1 that part of all in the end."""
+    """Return the steps of a decay after `step` steps: `cooldown` of them, or below 1 that part of all in the end."""
     return round(cooldown) if cooldown >= 1.0 else max(1, round(step * cooldown / (1.0 - cooldown)))

@@ -51,7 +51,7 @@ class TrainLog:
             self._append(b"".join(early) if rank == 0 else b"")
 
     def write(self, text: str) -> None:
-        """Append the lines of a text, each behind the time, without control characters; empty ones are left out."""
+        """Append the lines of a text, each after the time, without control characters; empty ones are left out."""
         if os.getpid() != self._process:  # a fork may hold a lock of another thread of this process
             return
         stamp = time.strftime("%Y-%m-%d %H:%M:%S%z")

@@ -11,7 +11,7 @@ class Norm(Enum):
 
 
 class NormPosition(Enum):
-    """Where a block normalizes: a layer's input, the sum behind it, the output that is added, or input and output."""
+    """Where a block normalizes: a layer's input, the sum after it, the output that is added, or input and output."""
 
     pre = "pre"  # Xiong et al. 2020, https://arxiv.org/abs/2002.04745
     post = "post"  # Vaswani et al. 2017, https://arxiv.org/abs/1706.03762

@@ -127,7 +127,7 @@ class TransformerConfig(ModelConfig):
     norm: Norm = setting(Norm.layer, "How activations are normalized.")
     norm_position: NormPosition = setting(
         NormPosition.pre,
-        "Normalize a layer's input (pre), the sum behind it (post), what it adds (output), or both (sandwich).",
+        "Normalize a layer's input (pre), the sum after it (post), what it adds (output), or both (sandwich).",
     )
     parallel_residual: bool = setting(
         False, "Attention and feed-forward read the same input (Wang and Komatsuzaki 2021, GPT-J); needs pre-norm."

@@ -81,7 +81,7 @@ def features_of(head: Any, hidden: Tensor) -> Tensor:
 def n_tokens_of(head: object) -> int | None:
     """Return the number of ids that a head predicts, from 0 on; None where that is every row of its matrix.
 
-    The rows behind them are padding of the vocabulary, which `model.exclude_vocab_padding` leaves out.
+    The rows after them are padding of the vocabulary, which `model.exclude_vocab_padding` leaves out.
     """
     n_tokens = getattr(head, "n_tokens", None)
     return n_tokens if isinstance(n_tokens, int) else None

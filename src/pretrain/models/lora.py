@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.errors import ConfigError
 from pretrain.models.lora_config import LoraConfig
 
-A, B = ".lora.a", ".lora.b"  # behind the name of the matrix' module
+A, B = ".lora.a", ".lora.b"  # after the name of the matrix' module
 
 Values = Callable[[str, torch.Size], Tensor]  # of a parameter by its name and full shape
 

@@ -65,7 +65,7 @@ def check_shape(config: TransformerConfig) -> None:
     if config.parallel_residual and config.norm_position is not NormPosition.pre:
         raise ConfigError(
             f"model.parallel_residual=true needs the norms before the layers, and model.norm_position="
-            f"{config.norm_position.name} has some behind. Try model.norm_position=pre."
+            f"{config.norm_position.name} has some after. Try model.norm_position=pre."
         )
 
 

@@ -134,7 +134,7 @@ class Regress(Classify):
 
 
 def token_types(tokens: np.ndarray, documents: np.ndarray, eos_id: int) -> Tensor | None:
-    """Return 1 for each token behind the first text of a pair, else 0, int64 (B, T); None if there is no pair.
+    """Return 1 for each token after the first text of a pair, else 0, int64 (B, T); None if there is no pair.
 
     Texts end with `eos_id`, which belongs to the text that it ends. Source: Devlin et al. 2019,
     https://arxiv.org/abs/1810.04805, section 3 (segments A and B).

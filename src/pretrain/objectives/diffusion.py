@@ -193,7 +193,7 @@ class _Hidden:
 class _Targets:
     """The hidden tokens of each row in order of pass and position, in arrays of static shape."""
 
-    ids: NDArray[np.int64]  # (B, T) IGNORE behind the last
+    ids: NDArray[np.int64]  # (B, T) IGNORE after the last
     positions: NDArray[np.int64]  # (B, T) that predict them, among the P T positions of the passes
     weights: NDArray[np.float32]  # (B, T)
     filled: NDArray[np.int64]  # (B,) targets of each row so far

@@ -80,7 +80,7 @@ class Role:
     settings: dict[str, Any]
     has_betas: bool = True  # whether its update has AdamW's moments
     width_power: float = 1.0  # by which the singular values of an update of full size grow with the width
-    rate_factor: float = 1.0  # of muP, behind all rates that are set
+    rate_factor: float = 1.0  # of muP, after all rates that are set
 
 
 def roles_by_width(roles: list[Role], model: nn.Module) -> list[Role]:

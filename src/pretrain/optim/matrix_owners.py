@@ -171,7 +171,7 @@ def _shapes(parts: Sequence[Parts], indices: Sequence[int]) -> list[torch.Size]:
 
 
 def _views(buffer: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """Return tensors of these shapes that lie one behind the other at the start of a buffer."""
+    """Return tensors of these shapes that lie one after another at the start of a buffer."""
     sizes = [prod(shape) for shape in shapes]
     flat = buffer[: sum(sizes)].split(sizes)
     return [each.view(shape) for each, shape in zip(flat, shapes, strict=True)]

@@ -17,7 +17,7 @@ class ScheduleConfig(Settings):
 
     A schedule of your own is a subclass with a `kind` and `after_warmup()`, a function of the step alone.
 
-    A run of N steps has the steps 0 to N - 1. The rate never jumps behind the warm-up: each schedule begins at the
+    A run of N steps has the steps 0 to N - 1. The rate never jumps after the warm-up: each schedule begins at the
     peak, also where its decay would begin before the warm-up ends.
     """
 
@@ -64,7 +64,7 @@ class ScheduleConfig(Settings):
         return round(self.warmup_fraction * max_steps)
 
     def after_warmup(self, step: int, max_steps: float) -> float:
-        """Return the learning rate over its peak at a step behind the warm-up."""
+        """Return the learning rate over its peak at a step after the warm-up."""
         raise TypeError(f"schedule {self.kind!r} has no after_warmup()")
 
     def shortened_decay(self, steps: int) -> str | None:
@@ -76,7 +76,7 @@ class ScheduleConfig(Settings):
 class CosineConfig(ScheduleConfig):
     """Half a cosine from the peak to `min_lr_ratio` of it (Loshchilov and Hutter 2017, arxiv.org/abs/1608.03983).
 
-    It would reach `min_lr_ratio` at the step behind the last. With n steps behind the warm-up, the last step has
+    It would reach `min_lr_ratio` at the step after the last. With n steps after the warm-up, the last step has
     min_lr_ratio + (1 - min_lr_ratio) (1 - cos(pi / n)) / 2, above it by a part of order 1 / n^2: no step has rate 0.
     """
 
@@ -99,9 +99,9 @@ class Decay(Enum):
 class WSDConfig(ScheduleConfig):
     """Warm-up, stable, decay: the peak until the last `decay_fraction` of the steps, then a fall to `min_lr_ratio`.
 
-    It would reach `min_lr_ratio` at the step behind the last. The last of n steps of decay has
+    It would reach `min_lr_ratio` at the step after the last. The last of n steps of decay has
     min_lr_ratio + (1 - min_lr_ratio) / n on a line, and min_lr_ratio + (1 - min_lr_ratio) (1 - sqrt(1 - 1 / n)) along
-    1 - sqrt. Where the warm-up ends after the decay should begin, the decay begins with the first step behind the
+    1 - sqrt. Where the warm-up ends after the decay should begin, the decay begins with the first step after the
     warm-up and is as much shorter.
     Source: Hu et al. 2024, https://arxiv.org/abs/2404.06395, section 4; both forms of the decay: Haegele et al. 2024,
     https://arxiv.org/abs/2405.18392, which finds 1 - sqrt the better one.
@@ -130,7 +130,7 @@ class WSDConfig(ScheduleConfig):
         )
 
     def decay_steps(self, max_steps: float) -> float:
-        """Return the number of steps of the decay: `decay_fraction` of all, at most those behind the warm-up."""
+        """Return the number of steps of the decay: `decay_fraction` of all, at most those after the warm-up."""
         return max(1, min(round(self.decay_fraction * max_steps), max_steps - self.warmup_steps))
 
 
@@ -138,8 +138,8 @@ class WSDConfig(ScheduleConfig):
 class LinearConfig(ScheduleConfig):
     """A straight line from the peak to `min_lr_ratio` of it at the last step, as BERT was trained.
 
-    The first step behind the warm-up has the peak rate, the last one `min_lr_ratio` of it: 0 as a rule, so that this
-    step changes nothing. A run with one step behind its warm-up takes it at the peak.
+    The first step after the warm-up has the peak rate, the last one `min_lr_ratio` of it: 0 as a rule, so that this
+    step changes nothing. A run with one step after its warm-up takes it at the peak.
     """
 
     kind: str = "linear"

@@ -121,7 +121,7 @@ class Measured:
     memory_gib: float | None  # of rank 0; None if it was not logged
 
     def tokens_per_s(self, begin: int = 0, end: int | None = None) -> float:
-        """Return the median speed of the steps behind `begin` up to `end`, or of all where none of these was logged."""
+        """Return the median speed of the steps after `begin` up to `end`, or of all where none of these was logged."""
         inside = [speed for step, speed in self.speeds if begin < step <= (self.steps if end is None else end)]
         return median(inside or [speed for _, speed in self.speeds])
 

@@ -79,7 +79,7 @@ def activation_bytes(work: Workload) -> int:
     features = work.targets * model.d_model * (3 if model.head is Head.mlm else 1) * work.compute_bytes
     chunked = work.split > 1 or work.targets * work.vocab_size > MAX_UNCHUNKED_LOGITS
     head = work.vocabulary_held * model.d_model * FLOAT_BYTES  # sums of the chunks' gradients
-    logits = 2 if model.logit_softcap is not None else 1  # before and behind the softmax
+    logits = 2 if model.logit_softcap is not None else 1  # before and after the softmax
     loss = head if chunked else logits * work.targets * work.vocab_size * FLOAT_BYTES
     not_cast = work.copied or (work.vocab_size * model.d_model if chunked else 0)  # by autocast, at each use
     copies = 2 * (work.parameters - not_cast) if work.autocasts else 0

@@ -253,7 +253,7 @@ def _about_lines(lines: Sequence[Line]) -> str:
 
 
 def bar_chart(bars: Sequence[Bar], look: Look) -> str:
-    """Return horizontal bars with their names before them and their values behind; empty without bars.
+    """Return horizontal bars with their names before them and their values after; empty without bars.
 
     A waterfall is bars that begin where the one before has ended.
     """

@@ -228,7 +228,7 @@ def _outcome(member: Member, metric: str, target: float, *, falls: bool) -> Outc
     curves = Curves.read(run.folder, [metric, "progress/tokens", "speed/tokens_per_s"])
     newest = max((step for curve in curves.values.values() for step in curve), default=0)
     reported = run.report.steps if run.report else -1
-    steps = max(newest, reported)  # a finished run that was resumed with more steps goes on behind its report
+    steps = max(newest, reported)  # a finished run that was resumed with more steps goes on after its report
     return Outcome(
         str(run.folder), member.seed, _final(member, metric), steps, curves.tokens_at(steps), curves.seconds_at(steps),
         curves.first(metric, target, falls=falls), newest <= reported,

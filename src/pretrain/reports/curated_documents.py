@@ -89,7 +89,7 @@ def _origins(origins: Sequence[str], rest: str = "") -> Cell:
 
 
 def sample_parts(folder: Path, manifest: Mapping[str, Any]) -> Iterable[str]:
-    """Return for each rule the samples of what it removed, behind a line that opens them."""
+    """Return for each rule the samples of what it removed, after a line that opens them."""
     rules: dict[str, dict[str, Any]] = {}
     for of_source in manifest["settings"]["rules"].values():
         rules = of_source | rules

@@ -211,5 +211,5 @@ def _whole(text: str) -> str:
 
 
 def folded(summary: str, text: str, *, is_open: bool = False) -> str:
-    """Return a text behind a line that opens it."""
+    """Return a text after a line that opens it."""
     return f"<details{' open' if is_open else ''}><summary>{escaped(summary)}</summary>{verbatim(text)}</details>"

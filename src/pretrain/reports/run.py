@@ -96,7 +96,7 @@ class RunFiles:
         series, report = self.curves.get(metric), self.report
         if report is None or not report.has_diverged(metric):
             return False
-        return not (series and series.last) or series.last[0] <= report.steps  # else it goes on behind the report
+        return not (series and series.last) or series.last[0] <= report.steps  # else it goes on after the report
 
 
 def read_run(folder: Path) -> RunFiles:

@@ -27,7 +27,7 @@ class CallbackConfig(Settings):
     needs_logger: ClassVar[bool] = False
     replaces_progress: ClassVar[bool] = False  # whether it shows what our own line of figures shows
     monitors_validation: ClassVar[bool] = False
-    writes_samples: ClassVar[bool] = False  # behind the checkpoint of its step, as samples are
+    writes_samples: ClassVar[bool] = False  # after the checkpoint of its step, as samples are
     kind: str = "?"
 
     def build(self, name: str, run: RunFacts) -> Any:

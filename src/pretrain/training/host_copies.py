@@ -1,4 +1,4 @@
-"""Copies of a device's tensors in CPU memory, behind the device's work so far: no process waits until it reads them."""
+"""Copies of a device's tensors in CPU memory, after the device's work so far: no process waits until it reads them."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ class HostCopies:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
-        self._done: torch.cuda.Event | None = None  # recorded behind the newest copy
+        self._done: torch.cuda.Event | None = None  # recorded after the newest copy
 
     def copy(self, name: str, tensor: Tensor) -> Tensor:
         """Return a copy of `tensor` as the work so far leaves it; it may be read after `wait`."""

@@ -138,5 +138,5 @@ def schedule_of(length: RunLength, batch_sizes: BatchSizes) -> ScheduleConfig:
 
 
 def course_from(config: RunConfig, resumed: Checkpoint | None) -> Course:
-    """Return the stages of a run behind the checkpoint that it resumes; raises CheckpointError like `saved_sizes`."""
+    """Return the stages of a run after the checkpoint that it resumes; raises CheckpointError like `saved_sizes`."""
     return course_of(config) if resumed is None else course_of(config, saved_sizes(resumed), resumed.step)

@@ -85,7 +85,7 @@ class RunState(Callback):
         self._group: Any = None  # gloo group for checkpoints only: their threads run beside the training
 
     def add_user_callbacks(self, callbacks: UserCallbacks) -> None:
-        """Save the state of these callbacks too, and load it if a checkpoint was loaded; called behind `load`."""
+        """Save the state of these callbacks too, and load it if a checkpoint was loaded; called after `load`."""
         self.user_callbacks = callbacks
         if self._loaded is not None:
             callbacks.load_state_dict(self._loaded.progress)

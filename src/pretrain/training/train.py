@@ -166,7 +166,7 @@ def _delete_leftovers(folder: Path) -> None:
 
 
 def _set_aside_later(folder: Path, start: int) -> None:
-    """Set aside checkpoints behind the step that the run goes on from: they are of a course that it leaves."""
+    """Set aside checkpoints after the step that the run goes on from: they are of a course that it leaves."""
     moved = set_aside(folder / CHECKPOINTS, start) if rank() == 0 else []
     if moved:
         names = ", ".join(path.name for path in moved)

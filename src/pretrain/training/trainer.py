@@ -78,7 +78,7 @@ def build_trainer(
 
 
 def open_loggers(run_plan: RunPlan) -> dict[str, Logger]:
-    """Return the loggers of a run by name, on rank 0 behind the file of its settings."""
+    """Return the loggers of a run by name, on rank 0 after the file of its settings."""
     config, whole = run_plan.config, run_plan.of_the_run
     if rank() > 0:  # Lightning's callbacks that log want one on every process
         return {name: DummyLogger() for name in list(config.loggers)[:1]}

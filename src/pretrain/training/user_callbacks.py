@@ -44,7 +44,7 @@ class UserCallbacks:
         self._saved = saved if isinstance(saved, dict) else {}
 
     def restore(self) -> None:
-        """Load the saved states, as Lightning does behind `setup`; raises CheckpointError for one that does not fit."""
+        """Load the saved states, as Lightning does after `setup`; raises CheckpointError for one that does not fit."""
         for name, state in self._saved.items():
             if name in self.callbacks:
                 try:

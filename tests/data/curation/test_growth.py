@@ -153,7 +153,7 @@ def test_what_cannot_stand_in_one_corpus_is_refused(grown: tuple[Path, list[Path
         append(copies[2], folder / "addition-1")
     with pytest.raises(DataError, match=r"has grown by [\d,]+ documents of 2 later curations"):
         curate(settings(folder / "0.jsonl", copies[2]), report=lambda line: None)
-    with pytest.raises(ConfigError, match=r"append=true puts documents behind .* Try base="):
+    with pytest.raises(ConfigError, match=r"append=true puts documents after .* Try base="):
         settings(folder / "0.jsonl", tmp_path / "out", "append=true")
     for change, message in (
         ({"settings": {"validation": {"fraction": 0.3}}}, "append=true with validation="),

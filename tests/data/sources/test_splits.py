@@ -140,7 +140,7 @@ def test_both_parts_of_a_document_make_it_up_and_hold_text(text: str, share: flo
 
 
 def test_one_line_with_its_end_is_cut_within_it() -> None:
-    """The only end of a line is that of the text: nothing stands behind it."""
+    """The only end of a line is that of the text: nothing stands after it."""
     train, validation = held_out(Listed(["word " * 100 + "\n"]))
     assert len(train) == len(validation) == 1
     assert validation[0].strip()

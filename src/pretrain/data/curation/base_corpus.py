@@ -1,7 +1,7 @@
 """A curated corpus whose documents count as older, and the index by which the next one finds its duplicates.
 
 index/00012.rows holds for each document of data/00012.parquet, in its order, the key of its text and the keys of its
-bands; the manifest names what they were made with. The documents of a base corpus have numbers behind those of all
+bands; the manifest names what they were made with. The documents of a base corpus have numbers after those of all
 units: its shards are further tasks of the stages that compare documents.
 """
 

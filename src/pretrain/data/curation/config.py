@@ -153,7 +153,7 @@ class HTMLSource(CorpusSource):
 
 @dataclass
 class ArchiveSource(CorpusSource):
-    """Files of records of a crawl (ISO 28500), one record a gzip member or one behind the other."""
+    """Files of records of a crawl (ISO 28500), one record a gzip member or one after another."""
 
     damaged: Damaged = setting(
         Damaged.fail, "Fail at a damaged or truncated record, or skip to the next one and count it."
@@ -352,7 +352,7 @@ class CurationConfig(Settings):
     )
     append: bool = setting(
         False,
-        "Also put what is new behind the base corpus's own documents, for runs that read it as a stream.",
+        "Also put what is new after the base corpus's own documents, for runs that read it as a stream.",
     )
     sources: dict[str, Any] = setting(
         default_factory=dict, about="Sources by name: kind, path, license, and the kind's own settings."
@@ -387,7 +387,7 @@ class CurationConfig(Settings):
         super().__post_init__()
         if self.append and self.base is None:
             raise ConfigError(
-                "append=true puts documents behind those of a base corpus, and base=null names none. "
+                "append=true puts documents after those of a base corpus, and base=null names none. "
                 "Try base=<the corpus that grows>."
             )
 

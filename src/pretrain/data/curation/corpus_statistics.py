@@ -231,7 +231,7 @@ def samples(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def order_of(rule: str) -> tuple[int, str]:
-    """Return by what rules are sorted: as they are tried, and those that find duplicates behind them."""
+    """Return by what rules are sorted: as they are tried, and those that find duplicates after them."""
     return (RULE_NAMES.index(rule) if rule in RULE_NAMES else len(RULE_NAMES), rule)
 
 

@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from pretrain.data.curation.passages import Excerpt, Span
 
 MAX_DIFFERENCES = 6  # that are looked for in a pair of texts
-CONTEXT = 80  # characters shown before and behind a difference
+CONTEXT = 80  # characters shown before and after a difference
 _WORDS_COMPARED = 200  # of each text from a difference on, to find where the texts are equal again
 _EQUAL_WORDS = 3  # that must follow one another before the texts count as equal again
 _WORD, _WORD_START, _SPACE = re.compile(r"\S+"), re.compile(r"\s\S"), re.compile(r"\s")

@@ -1,4 +1,4 @@
-"""A corpus that grows: what a later curation found new goes behind the documents of its base, in shards of its own.
+"""A corpus that grows: what a later curation found new goes after the documents of its base, in shards of its own.
 
 Shards that are there never change, and the manifest is replaced at once, so that a run may read the corpus meanwhile.
 """
@@ -55,7 +55,7 @@ def check_has_not_grown(output: Path) -> None:
 
 
 def append(base: Path, addition: Path) -> dict[str, Any]:
-    """Put the documents of a corpus behind those of the one that it was curated against; return the new manifest.
+    """Put the documents of a corpus after those of the one that it was curated against; return the new manifest.
 
     Raises CheckpointError if another process writes `base`, DataError if `base` has changed since, ConfigError if the
     two were made with settings that cannot stand in one corpus.
@@ -127,7 +127,7 @@ def _add_shard(base: Path, addition: Path, shard: Mapping[str, Any], number: int
 
 
 def _add_attribution(base: Path, addition: Path) -> None:
-    """Put who must be named behind those of the base, in a file that replaces its own at once.
+    """Put who must be named after those of the base, in a file that replaces its own at once.
 
     A start that was killed before it wrote the manifest may have done so: then it stays as it is.
     """

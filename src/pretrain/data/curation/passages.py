@@ -13,12 +13,12 @@ from pretrain.data.curation.personal_data import find
 from pretrain.data.curation.statistics import SENTENCE_ENDS, SHORT_LINE
 from pretrain.data.curation.words import split_words
 
-Span = tuple[int, int]  # first character, and the one behind the last
+Span = tuple[int, int]  # first character, and the one after the last
 MAX_PASSAGES = 400  # of one text
 
 
 class Excerpt(NamedTuple):
-    """A part of a text that is shown: its first character, the one behind its last, and the spans to mark in it."""
+    """A part of a text that is shown: its first character, the one after its last, and the spans to mark in it."""
 
     start: int
     end: int
@@ -30,7 +30,7 @@ def segments(
 ) -> Iterator[tuple[str, bool]]:
     """Yield excerpts of a text in segments, each with whether it is marked, and `...` where text is left out.
 
-    The text itself may be cut out of a longer one, before it or behind it.
+    The text itself may be cut out of a longer one, before it or after it.
     """
     at = 0
     for number, excerpt in enumerate(excerpts):

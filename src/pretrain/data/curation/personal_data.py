@@ -77,7 +77,7 @@ def find(text: str, kinds: Sequence[str] = KINDS) -> list[Span]:
         if kind not in kinds or not (has_digit or kind in ("email", "secret")):
             continue
         for start, end in finder(text):
-            at = bisect_left(found, end, key=_start)  # the first one behind it
+            at = bisect_left(found, end, key=_start)  # the first one after it
             if not at or found[at - 1].end <= start:
                 found.insert(at, Span(start, end, kind))
     return found

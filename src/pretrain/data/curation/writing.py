@@ -425,7 +425,7 @@ def _cut_near(rows: list[dict[str, Any]], output: Path) -> None:
 
 
 def merge_attribution(folder: Path, output: Path) -> None:
-    """Write who must be named: frames of zstd one behind the other are one file."""
+    """Write who must be named: frames of zstd one after another are one file."""
     draft = output / ".attribution.tmp"
     with draft.open("wb") as file:
         for index in range(number_of_tasks(folder)):

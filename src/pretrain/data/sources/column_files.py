@@ -171,9 +171,9 @@ class _Array:
         self.text, self.position, self.ended, self.count = "", 0, False, 0
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the values of the array, and of further ones behind it, as in files that were joined.
+        """Yield the values of the array, and of further ones after it, as in files that were joined.
 
-        Raises DataError if the file is no array, is truncated, or has anything else behind its end.
+        Raises DataError if the file is no array, is truncated, or has anything else after its end.
         """
         while self._next_sign() == "[":
             self.position += 1

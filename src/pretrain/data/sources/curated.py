@@ -1,6 +1,6 @@
 """Documents of a corpus that curate.py wrote.
 
-One that grows is read shard by shard: shards are only ever added behind those there are, so that the documents and
+One that grows is read shard by shard: shards are only ever added after those there are, so that the documents and
 their order do not depend on when they were added.
 """
 

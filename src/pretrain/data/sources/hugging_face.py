@@ -9,14 +9,9 @@ from typing import Any
 from pretrain.data.config import HuggingFaceConfig
 from pretrain.data.sources.column_files import missing_column
 from pretrain.data.sources.corpus_files import all_files, hash_files, refuse_remote
-<<<<<<< HEAD
 from pretrain.data.sources.file_formats import is_corpus_file, suffix_of
 from pretrain.data.sources.source import Document, ResumeToken, Source, counted, printable
-from pretrain.errors import ConfigError, DataError
-=======
-from pretrain.data.sources.source import Document, ResumeToken, Source, printable
 from pretrain.errors import ConfigError, DataError, shown
->>>>>>> 641e1c2bb90384596aa296d137d95d152359196b
 
 _CARD = ".md"
 _OF_SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder that save_to_disk wrote

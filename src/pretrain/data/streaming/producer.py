@@ -147,7 +147,7 @@ class _Production:
         return True
 
     def _resume_at_growth(self, era: "_EraDraft", stopped: Callable[[], bool]) -> Iterator[Encoded] | None:
-        """Wait for documents behind those that were read; return them, None if there are none."""
+        """Wait for documents after those that were read; return them, None if there are none."""
 
         def keep_waiting() -> bool:
             self.progress.report_waiting(f"has read {self.reached.documents:,} documents and waits for more")

@@ -43,7 +43,7 @@ class TargetSpans:
     """The tokens of each document that are targets, as spans of tokens."""
 
     counts: Ints  # (documents,)
-    spans: Ints  # (spans, 2) first token and the one behind the last, within the document
+    spans: Ints  # (spans, 2) first token and the one after the last, within the document
 
     @cached_property
     def _ends(self) -> Ints:

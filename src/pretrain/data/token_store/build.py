@@ -28,7 +28,7 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError, DataError
 
 Report = Callable[[str], None]
-Targets = list[tuple[int, int]]  # of a conversation: first token and the one behind the last of each turn
+Targets = list[tuple[int, int]]  # of a conversation: first token and the one after the last of each turn
 
 
 def open_writer(folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> StoreWriter:

@@ -30,7 +30,7 @@ class Conversation:
     """The ids of a conversation: BOS, every turn up to the end of the assistant's last one, EOS."""
 
     ids: list[int]
-    targets: list[tuple[int, int]]  # first token and the one behind the last of each turn that the assistant writes
+    targets: list[tuple[int, int]]  # first token and the one after the last of each turn that the assistant writes
 
 
 class ChatTemplate:
@@ -79,11 +79,11 @@ class ChatTemplate:
         return self.end_of(self._text_ids(text))
 
     def end_of(self, after: list[int]) -> int:
-        """Return the first id behind a turn of the assistant; ConfigError unless it is a special token's."""
+        """Return the first id after a turn of the assistant; ConfigError unless it is a special token's."""
         if not after or after[0] not in self.tokenizer.special_ids:
             raise ConfigError(
                 "the chat template ends the assistant's turn with text instead of a special token, so that a model "
-                "could not end its turn. Write {{ eos_token }} behind the assistant's content in the template."
+                "could not end its turn. Write {{ eos_token }} after the assistant's content in the template."
             )
         return after[0]
 
@@ -97,7 +97,7 @@ class ChatTemplate:
         return self._ids[text]
 
     def _parts(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[tuple[str, int | None]]:
-        """Return the template's texts, each with the message behind it; None behind the last."""
+        """Return the template's texts, each with the message after it; None after the last."""
         from jinja2.exceptions import TemplateError
 
         marked = [{"role": role, "content": f"{_OPEN}{n}{_CLOSE}"} for n, (role, _) in enumerate(messages)]

@@ -187,7 +187,7 @@ class Tokenizer:
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """Return the text that `ids` add to `before`: tokenizers may drop a first space."""
-        # an unknown one is spelled, as a word keeps its space only behind another
+        # an unknown one is spelled, as a word keeps its space only after another
         return self._decode_after(before, ids, not self._unknown_ids.intersection(map(int, before[-1:])))
 
     def _decode_after(self, before: Sequence[int], ids: Sequence[int], skip_special: bool) -> str:

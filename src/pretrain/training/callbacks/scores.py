@@ -83,7 +83,7 @@ def open_haystacks(config: ScoresConfig, run: RunConfig, tokenizer: Tokenizer) -
     """
     if config.needle and not run.objective.causal:
         raise ConfigError(
-            f"scores.needle={shown(config.needle)} asks a causal model for the number behind a text, and "
+            f"scores.needle={shown(config.needle)} asks a causal model for the number after a text, and "
             f"objective={run.objective.kind} trains none. Try scores.minimal_pairs or scores.multiple_choice."
         )
     found = dict[str, Ints]()

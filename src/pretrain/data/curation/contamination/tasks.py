@@ -1,4 +1,4 @@
-"""The stages of decontamination, behind those of duplicates.
+"""The stages of decontamination, after those of duplicates.
 
 runs          one task   items of evaluation sets -> the runs of words to look for
 hits          a unit     texts as they would be written -> which of those runs each holds

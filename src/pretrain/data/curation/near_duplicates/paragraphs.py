@@ -41,11 +41,11 @@ REPEAT = np.dtype([("document", "<u8"), ("index", "<u4")])
 
 @dataclass(frozen=True)
 class _Paragraph:
-    """A paragraph of a text, with the line breaks behind it."""
+    """A paragraph of a text, with the line breaks after it."""
 
     first: int
     end: int  # of the paragraph
-    last: int  # of the line breaks behind it
+    last: int  # of the line breaks after it
 
 
 def _paragraphs(text: str) -> list[_Paragraph]:
@@ -121,7 +121,7 @@ def repeats_of(outputs: Sequence[Path], unit: int) -> dict[int, Ints]:
 
 
 def cut(text: str, paragraphs: Collection[int]) -> str:
-    """Return the text without these paragraphs and the line breaks behind them."""
+    """Return the text without these paragraphs and the line breaks after them."""
     if len(paragraphs) == 0:  # an array of one 0 is not empty
         return text
     gone = {int(index) for index in paragraphs}

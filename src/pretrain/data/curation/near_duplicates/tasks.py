@@ -7,7 +7,7 @@ guard         a range            documents to leave out so that no pair is split
 paragraphs    a unit or shard    long paragraphs of the documents that are kept
 repeats       a partition        those that stand in an earlier document
 
-Tasks with numbers behind those of the units are shards of the base corpus.
+Tasks with numbers after those of the units are shards of the base corpus.
 """
 
 from __future__ import annotations

@@ -145,6 +145,6 @@ def _check_depth(markup: str, max_depth: int) -> None:
 
 
 def _behind(markup: str, end: str, at: int) -> int:
-    """Return the position behind the next `end`; that of the page's end if there is none."""
+    """Return the position after the next `end`; that of the page's end if there is none."""
     position = markup.find(end, at)
     return len(markup) if position < 0 else position + len(end)

@@ -207,7 +207,7 @@ def _records(stream: IO[bytes], part: Part, is_gzip: bool, reading: Reading, ski
         if reading.web["damaged"] == "fail":
             raise DataError(
                 f"{printable(part.file)} has a damaged record at byte {offset:,}: {reason}. Fetch the file again, or "
-                "go on behind it and count it: sources.<name>.damaged=skip."
+                "go on after it and count it: sources.<name>.damaged=skip."
             )
         skipped[DAMAGED] += 1
 

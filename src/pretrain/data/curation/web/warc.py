@@ -25,7 +25,7 @@ _BEGIN_BYTES = 10
 
 
 class DamagedRecordError(Exception):
-    """A record that cannot be read: why, in words that stand behind the name of its file."""
+    """A record that cannot be read: why, in words that stand after the name of its file."""
 
     def __init__(self, reason: str, is_passed: bool = False) -> None:
         super().__init__(reason)
@@ -43,12 +43,12 @@ class Record:
 
     @property
     def position(self) -> str:
-        """Return the offset, and the number behind it within a member of several records: unique in its file."""
+        """Return the offset, and the number after it within a member of several records: unique in its file."""
         return f"{self.offset}" if not self.number else f"{self.offset}+{self.number}"
 
 
 class _Plain:
-    """Bytes of records that lie one behind the other in a stream."""
+    """Bytes of records that lie one after another in a stream."""
 
     def __init__(self, stream: IO[bytes], start: int, stop: int) -> None:
         self._stream, self._position, self._stop = stream, start, stop
@@ -79,7 +79,7 @@ class _Plain:
         self._push(data)
 
     def finish(self) -> None:
-        """Pass over the two line ends behind a record whose content was read."""
+        """Pass over the two line ends after a record whose content was read."""
         rest = self.read(4)
         self.unread(rest.lstrip(b"\r\n"))
 
@@ -193,7 +193,7 @@ class _Members:
             self._find_member()
 
     def recover(self) -> bool:
-        """Go to the next member that begins with a record, behind the start of this one; False if there is none."""
+        """Go to the next member that begins with a record, after the start of this one; False if there is none."""
         self._position, self._pending = self._stream.seek(self.offset + 1), b""
         return self._find_member()
 
