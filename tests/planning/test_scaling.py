@@ -44,8 +44,8 @@ def test_a_run_that_leaves_most_of_its_text_unread_says_so() -> None:
     few = data_warnings(parameters=10**6, tokens_in_data=15 * 10**6, tokens_planned=1_638_400)
     assert len(few) == 1
     assert "reads 1,638,400 tokens: 10.9% of one pass over the data's 15,000,000, and 1.6 for each parameter" in few[0]
-    assert "max_epochs=1, or of a mixture, a stream or a run with stages trainer.max_tokens=15000000;" in few[0]
-    assert few[0].endswith("by that rule: trainer.max_steps=null.")
+    assert "type trainer.max_epochs=1 without trainer.max_steps, or trainer.max_tokens=15000000 for a mix" in few[0]
+    assert few[0].endswith("for that rule: trainer.max_steps=null.")
     assert data_warnings(10**6, 10**9, 20 * 10**6) == []  # compute-optimal
     assert data_warnings(10**6, 15 * 10**6, 0) == []  # its length is not known
     assert data_warnings(10**6, 15 * 10**6, 10 * 10**6) == []

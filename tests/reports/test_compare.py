@@ -125,8 +125,10 @@ def test_single_runs_of_one_setting_are_a_group_unless_their_seeds_are_equal(tmp
         ["before", "before"],
         ["after", "after"],
     ]
-    with pytest.raises(ConfigError, match=r"runs: 2 of one experiment, and a comparison takes two\. Name another"):
+    with pytest.raises(ConfigError, match=r"runs: 2 of one experiment, and a comparison takes two experiments\. Name"):
         compared(paths[:2])
+    with pytest.raises(ConfigError, match="runs: there is none, and a comparison takes two experiments"):
+        compared([])
     found = compared([paths[0], paths[2]])
     assert "not tested" in verdict(found, found.groups[1])
     assert any("2 of 2 groups have one run" in line for line in found.notes)
@@ -143,7 +145,7 @@ def test_runs_of_an_earlier_sweep_in_the_folder_are_left_out_with_a_word(tmp_pat
     assert line in found.notes
     assert line not in compared([str(tmp_path / name) for name in ("old", "new")]).notes
     write_record(tmp_path, [SweptJob("new", [], 0)])
-    with pytest.raises(ConfigError, match=r"a comparison takes two\. .* holds runs beside .* left out: 2"):
+    with pytest.raises(ConfigError, match=r"a comparison takes two exp.* holds runs beside .* left out: 2"):
         compared([str(tmp_path)])
 
 

@@ -35,6 +35,8 @@ def config(*words: str) -> RunConfig:
         ([*COSINE, "trainer.max_steps=100"], ["optimizer.learning_rate=0.02"], 50,
          "the learning rate goes from 0.00564 at step 50 to 0.011 at step 51: its settings have changed."),
         ([*CONSTANT, "trainer.max_steps=100"], ["trainer.max_steps=7"], 5, None),
+        (["schedule=wsd", "schedule.warmup_steps=0", "schedule.decay_fraction=0.01", "trainer.max_steps=100"],
+         ["trainer.max_steps=200"], 100, None),
         ([*COSINE, UNTIMED, "trainer.max_time=1"], ["trainer.max_time=2"], 100,
          "to 0.00557 at step 101: schedule=cosine ran over 1 minutes before, and over 2 minutes from here on."),
         ([*COSINE, UNTIMED, "trainer.max_tokens=12800"], ["batch_size=8"], 50,

@@ -27,16 +27,17 @@ RENAMED = {
 
 
 _ON_THE_COMMAND_LINE = RENAMED | {"weights": "dtype"}  # of generate.py and eval.py, whose settings no run saves
+_RESPELLED = {"task=memorisation": "task=memorization"}
 _WEIGHTS = ("trained", "ema")  # values of the setting that is called weights now
 
 
 def with_current_name(override: str) -> str:
     """Return an override `key=value` with the current name of its setting; any other override as it is."""
-    key, equals, value = override.partition("=")
+    key, equals, value = _RESPELLED.get(override, override).partition("=")
     bare = key.lstrip("+")
     names = _ON_THE_COMMAND_LINE
     is_old = equals and bare in names and not _is_current(bare, value)
-    return f"{key[: len(key) - len(bare)]}{names[bare]}={value}" if is_old else override
+    return f"{key[: len(key) - len(bare)]}{names[bare]}={value}" if is_old else f"{key}{equals}{value}"
 
 
 def _is_current(key: str, value: str) -> bool:

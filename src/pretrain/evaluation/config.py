@@ -26,7 +26,6 @@ class Task(Enum):
     sts = "sts"  # similarity of two sentences by their vectors, as in STS-B (Cer et al. 2017, arxiv.org/abs/1708.00055)
     retrieval = "retrieval"  # passages that answer queries by their vectors, in BEIR's files (arxiv.org/abs/2104.08663)
     needle = "needle"  # a number hidden in a long text, found by likelihood; causal models
-    memorisation = memorization  # its earlier spelling, read for one version
 
 
 FROM_FILES = (Task.minimal_pairs, Task.multiple_choice, Task.cloze, Task.bias)

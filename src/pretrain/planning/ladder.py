@@ -69,14 +69,25 @@ def cell_of(config: ScaleConfig, size: LadderSize, tokens: float, typed: Collect
 
 
 def with_size(model: ModelConfig, size: LadderSize) -> TransformerConfig:
-    """Return a model of the same family in another shape. Raises ConfigError for one that has no layers and width."""
+    """Return a model of the same family in another shape.
+
+    Raises ConfigError for a model that has no layers and width, and for a size that it cannot have.
+    """
     if not isinstance(model, TransformerConfig):
         raise ConfigError(
             f"ladder.sizes scales layers and width, and model.kind={model.kind} is a model of another kind. "
             "Try model=gpt_nano."
         )
     shape = Shape(size.n_layers, size.d_model, model.context_length, 1)
-    return scaled(model, shape, head_width=model.attention_head_dim)
+    width = model.attention_head_dim
+    try:
+        return scaled(model, shape, head_width=width)
+    except ConfigError as error:
+        rule, multiple = str(error).partition(" Try ")[0], max(width, size.d_model // width * width)
+        raise ConfigError(
+            f"ladder.sizes or ladder.held_out has {size}, which is no size of this model: {rule} "
+            f"Try {size.n_layers}x{multiple}: heads are {width} wide."
+        ) from error
 
 
 def parameters_of(config: RunConfig, size: LadderSize, vocab_size: int) -> int:

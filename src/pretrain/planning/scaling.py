@@ -32,8 +32,9 @@ def data_warnings(parameters: int, tokens_in_data: int, tokens_planned: int) -> 
         warnings.append(
             f"the run reads {tokens_planned:,} tokens: {epochs:.1%} of one pass over the data's {tokens_in_data:,}, "
             f"and {tokens_planned / parameters:.2g} for each parameter, of which about {TOKENS_PER_PARAMETER:.0f} are "
-            "compute-optimal (Hoffmann et al. 2022). All of the text: trainer.max_epochs=1, or of a mixture, a "
-            f"stream or a run with stages trainer.max_tokens={tokens_in_data}; by that rule: trainer.max_steps=null."
+            "compute-optimal (Hoffmann et al. 2022). To read all of the text, type trainer.max_epochs=1 without "
+            f"trainer.max_steps, or trainer.max_tokens={tokens_in_data} for a mixture, a stream or a run with stages; "
+            "for that rule: trainer.max_steps=null."
         )
     if parameters > tokens_in_data:
         warnings.append(

@@ -147,6 +147,8 @@ def rate_change(resumed: Checkpoint, length: RunLength, batch_sizes: BatchSizes)
     if str(saved_length) != str(length):
         reason = f"schedule={config.schedule.kind} ran over {saved_length} before, and over {length} from here on"
     before = _rate(saved_length, course.sizes, max(0, step - 1))
+    if math.isclose(before, after, rel_tol=1e-3):
+        return None  # a run whose rate had not decayed yet is made longer
     return f"the learning rate goes from {before:.3g} at step {step:,} to {after:.3g} at step {step + 1:,}: {reason}."
 
 
