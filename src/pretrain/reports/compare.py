@@ -81,9 +81,9 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
     """
     if len(groups) < 2:
         runs = sum(len(group.members) for group in groups)
-        found = f"{runs} of one experiment" if runs else "there is none"
+        counted = f"{runs} of one experiment" if runs else "there is none"
         raise ConfigError(
-            f"runs: {found}, and a comparison takes two experiments. Name runs or folders of runs: "
+            f"runs: {counted}, and a comparison takes two experiments. Name runs or folders of runs: "
             "runs=[logs/a,logs/b]; runs that differ only in their seed are one experiment."
             + "".join(f" {line}." for line in left_out)
         )
