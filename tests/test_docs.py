@@ -43,8 +43,8 @@ from pretrain.config.stages import ENDS
 # what a test cannot run, as it changes the machine or serves without an end; each occurs in the texts
 NOT_RUN = (
     "aws s3 cp",  # needs a bucket
-    "make train", "make install", "make wheel", "make bench", "source .venv/bin/activate", "source .venv-", "python3.11 -m venv .venv-",
-    "pip install ", "tensorboard --logdir logs",
+    "make train", "make install", "make wheel", "make bench", "source .venv/bin/activate", "source .venv-",
+    "python3.11 -m venv .venv-", "pip install ", "tensorboard --logdir logs",
     "mlflow ui ", "docker build ", "docker run ", "sky jobs launch ", "hf auth login",
     "python llama.cpp/", "llama.cpp/build/", "vllm serve ",
 )  # fmt: skip
