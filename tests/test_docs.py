@@ -191,7 +191,7 @@ def shortened(command: Command) -> list[str]:
         case "doctor" | "prepare":
             return [*words, *small] if "doctor" not in keys or "resume" not in keys else words
         case "generate":
-            return [*words, "max_new_tokens=5"]
+            return words if any("[MASK]" in word for word in words) else [*words, "max_new_tokens=5"]
         case "eval" if not keys & {"task", "tasks"}:
             return [*words, "max_rows=4"]
     return words
