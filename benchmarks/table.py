@@ -267,6 +267,18 @@ def local_attention(result: dict[str, Any]) -> str:
     return markdown(("model", "window", "loss of each seed", "mean"), rows)
 
 
+def averages(result: dict[str, Any]) -> str:
+    """Return the losses of averages of the weights and of a decay, of each seed."""
+    rows = result["figures"]["rows"]
+    decayed = fmean(rows[-1]["losses"])
+    lines = [
+        (row["weights"], ", ".join(map(shown, row["losses"])), shown(fmean(row["losses"])),
+         f"{fmean(row['losses']) - decayed:+.3f}")
+        for row in rows
+    ]  # fmt: skip
+    return markdown(("weights", "loss of each seed", "mean", "above the decayed branch"), lines)
+
+
 def novels_settings(result: dict[str, Any]) -> str:
     """Return the losses of each choice of settings, and how they differ from the recipe's."""
     rows = []
@@ -522,6 +534,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "mup_transfer": mup_transfer,
     "scaling_ladder": scaling_ladder,
     "local_attention": local_attention,
+    "averages": averages,
     "novels_settings": novels_settings,
     "convert_stories": convert_stories,
     "minimal_pairs": minimal_pairs,
