@@ -128,11 +128,11 @@ def _row_losses(model_with_loss: ModelWithLoss, data: TextDataModule, samples: n
 
 def named(rows: Iterable[str]) -> str:
     """Return row ids as text: the first few in order, and the number of the others."""
-    rows = sorted(rows, key=_place)
+    rows = sorted(rows, key=_source_and_number)
     return ", ".join(rows[:_MAX_NAMED]) + (f" and {len(rows) - _MAX_NAMED:,} more" if len(rows) > _MAX_NAMED else "")
 
 
-def _place(row: str) -> tuple[str, int]:
+def _source_and_number(row: str) -> tuple[str, int]:
     """Return the stage and source that an id of a row begins with, and its number there: <stage>/<source>:<row>."""
     number = row.rpartition("/")[2].rpartition(":")[2]
     return row.removesuffix(number), int(number)
