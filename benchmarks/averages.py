@@ -66,7 +66,7 @@ def losses(folder: Path, words: list[str]) -> list[float]:
         if not output.exists():
             script("eval", f"checkpoint={checkpoint}", f"weights={kind}", "max_rows=1024", f"output={output}")
         scores: dict[str, Any] = json.loads(output.read_text(encoding="utf8"))
-        found.append(float(scores["val/loss"]))
+        found.append(float(scores["loss"]))
     return found
 
 
