@@ -124,8 +124,8 @@ def test_a_registered_kind_may_be_mixed(monkeypatch: pytest.MonkeyPatch) -> None
 REFUSED = [
     ("{}", "data.sources names no source, and a mixture needs two or more. Try 'data.sources={"),
     ("{a: {kind: python_docs, weight: 1}}", "data.sources names a alone, and a mixture needs two or more."),
-    ("3", "data.sources=3 does not fit: Cannot assign int to Dict[str, Any]"),
-    ("null", "data.sources=null does not fit: field 'data.sources' is not Optional"),
+    ("3", "data.sources=3 does not fit: data.sources has entries by name. Try 'data.sources.<name>=...'"),
+    ("null", "data.sources=null does not fit: data.sources has entries by name. Try 'data.sources.<name>=...'"),
     ("{a: 3, DOCS}", "data.sources.a=3 is not a mapping of settings. Try 'data.sources.a={kind: text_files, path: "),
     ("{a b: {kind: python_docs, weight: 1}, DOCS}", "data.sources.a b is not a name for a source: letters"),
     ("{a: {weight: 1}, DOCS}", "data.sources.a.kind has no value, and needs one: chat, curated, hugging_face, l"),

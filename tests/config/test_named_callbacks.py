@@ -82,7 +82,7 @@ def test_presets_and_words_make_callbacks() -> None:
             "loggers.a.kind=csv",
             "loggers.csv.kind=csv would write the files of loggers.a. Leave one of them out: logger",
         ),
-        ("loggers=3", "loggers=3 does not fit: Cannot assign int to Dict[str, Any]"),
+        ("loggers=3", "loggers=3 does not fit: loggers has entries by name. Try 'loggers.<name>=...'"),
         ("callbacks.x={class_path: a.B, init_args: {a: '\\${oc.env:HOME}'}}", "refers to something else"),
     ],
 )
