@@ -213,7 +213,7 @@ def test_what_cannot_be_filled_is_refused(load: Load) -> None:
     with pytest.raises(ConfigError, match=r"trained to complete prompts and cannot fill masks\. Use generate"):
         load("gpt", True).predict_mask("a [MASK]")
     language_model = load("bert", False)
-    with pytest.raises(ConfigError, match=r"top_k=0 is below 1\. Try top_k=5"):
+    with pytest.raises(ConfigError, match=r"top_k=0 is not a whole number above 0\. Try top_k=5"):
         language_model.predict_mask("a [MASK]", top_k=0)
     with pytest.raises(ConfigError, match=r"the text has no \[MASK\] to fill"):
         language_model.predict_mask("a")

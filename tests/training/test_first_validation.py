@@ -86,12 +86,12 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_once(tiny, monkeyp
     points = validation_losses_of_tensorboard(tiny.folder / "run")
     assert [step for step, _ in points].count(0) == 1
     assert "learning rate" not in capsys.readouterr().out
-    longer = run(tiny.plan(*words, "trainer.max_steps=9"))
+    longer = run(tiny.plan(*words, "trainer.max_steps=16"))
     told = re.search(
         r"warning: the learning rate goes from (\S+) at step 8 to (\S+) at step 9: (.*)", capsys.readouterr().out
     )
     assert told
-    assert told[3] == "schedule=wsd ran over 8 steps before, and over 9 steps from here on."
+    assert told[3] == "schedule=wsd ran over 8 steps before, and over 16 steps from here on."
     assert longer.first_validation["val/loss"] == first
 
 
