@@ -102,7 +102,7 @@ def _without_adapters(kept: dict[str, Any], parameters: int) -> dict[str, Any]:
 class _Merged:
     """The weights of a checkpoint by name and with their shapes, each adapter merged into its matrix.
 
-    The mean of the two factors of adapters would not be that of their products, which the models compute with.
+    The low-rank matrices A and B are not averaged apart: the product of their means is not the mean of their products.
     """
 
     def __init__(self, saved: TensorFiles, lora: LoraConfig) -> None:

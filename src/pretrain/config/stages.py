@@ -83,7 +83,7 @@ class Course:
         """Return whether the validations of a stage are of the rows and targets that the first stage validates."""
         return _validated_by(self.stages[stage.number - 1].config) == _validated_by(self.stages[0].config)
 
-    def steps_of_text(self, stage: Stage) -> tuple[int, int | None]:
+    def span_of_text(self, stage: Stage) -> tuple[int, int | None]:
         """Return the steps of the run before the text of a stage is read, and at its end; None: where the run ends."""
         same = [each for each in self.stages if each.text == stage.text]
         return same[0].begin, same[-1].end

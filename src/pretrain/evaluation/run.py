@@ -300,7 +300,7 @@ def _tokens_of_text(folder: ModelFolder) -> int:
     checkpoint = Checkpoint(folder.folder, read_manifest(folder.folder))
     course = course_of(settings_of(checkpoint, whole_run=True), saved_sizes(checkpoint), checkpoint.step)
     stage = next((each for each in course.stages if each.name == name), course.stages[0])
-    return max(0, seen - course.sizes.tokens(course.steps_of_text(stage)[0]))
+    return max(0, seen - course.sizes.tokens(course.span_of_text(stage)[0]))
 
 
 def _haystack(config: EvalConfig, folder: ModelFolder) -> Ints:

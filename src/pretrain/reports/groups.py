@@ -76,7 +76,7 @@ class Curves:
 
 
 def _between(points: dict[int, float], step: int) -> float:
-    """Return the value at a step by straight lines between points; after the last by the slope from the first."""
+    """Return the value at a step by linear interpolation; after the last point it grows in proportion to the step."""
     steps = sorted(points)
     if step in points:
         return points[step]

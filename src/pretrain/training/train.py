@@ -128,7 +128,7 @@ def _announce(parts: RunParts, is_done: bool) -> None:
     """Print warnings, one line about the run, and a table of its stages."""
     run_plan, data, length, text = parts.run_plan, parts.data, parts.module.length, parts.text
     warnings = [] if run_plan.goes_on else startup_warnings(
-        parts.config, parts.model, data, text.without_validation, text.course.steps_of_text(text.stage)
+        parts.config, parts.model, data, text.without_validation, text.course.span_of_text(text.stage)
     )  # fmt: skip
     if run_plan.resumed and not is_done and (changed := rate_change(run_plan.resumed, length, data.batch_sizes)):
         warnings.append(changed)

@@ -12,7 +12,6 @@ Files of one unit have the same documents in the same row groups. The number of 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,10 +28,9 @@ from pretrain.data.curation.language_model import languages_of
 from pretrain.data.curation.licenses import LicenseSet
 from pretrain.data.curation.near_duplicates.shuffle_files import (
     Rows,
-    concatenated,
-    map_partition,
     partitions_of_keys,
     read_partition,
+    rows_of_unit,
     write_rows,
 )
 from pretrain.data.curation.reading import EVIDENCE, RawDocument, Reading, day_of, read_part
@@ -300,12 +298,7 @@ def find_exact(task: Task) -> Counts:
 
 def duplicates_of(paths: list[Path], unit: int) -> Rows:
     """Return the rows of a unit's documents that have equal texts elsewhere, sorted by document."""
-    found = []
-    for path in paths:
-        rows = map_partition(path, 0, DUPLICATE)
-        first, last = (bisect_left(rows["document"], unit + more << 32) for more in (0, 1))
-        found.append(rows[first:last])
-    rows = concatenated(found, DUPLICATE)
+    rows = rows_of_unit(paths, unit, DUPLICATE)
     return rows[np.argsort(rows["document"])]
 
 

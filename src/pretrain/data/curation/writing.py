@@ -17,14 +17,20 @@ import pyarrow as pa
 import xxhash
 
 from pretrain.data.curation.base_corpus import index_dtype
-from pretrain.data.curation.contamination.overlap import contaminated_documents
+from pretrain.data.curation.contamination.overlap import CONTAMINATED
 from pretrain.data.curation.corpus_statistics import kept_documents
 from pretrain.data.curation.duplicates import Fate, Fates
 from pretrain.data.curation.engine import Counts, Task, file_of, number_of_tasks
 from pretrain.data.curation.licenses import needs_attribution
 from pretrain.data.curation.near_duplicates.minhash import MinHash
 from pretrain.data.curation.near_duplicates.paragraphs import cut
-from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
+from pretrain.data.curation.near_duplicates.shuffle_files import (
+    Rows,
+    concatenated,
+    map_partition,
+    rows_of_unit,
+    write_rows,
+)
 from pretrain.data.curation.near_duplicates.tasks import written_text
 from pretrain.data.curation.personal_data import replaced
 from pretrain.data.curation.row_groups import RowGroups, row_groups
@@ -173,7 +179,7 @@ class _Contamination:
     def __init__(self, task: Task) -> None:
         settings = task.settings["contamination"]
         self.sets, self.drops = settings["sets"], settings["drop"]
-        rows = contaminated_documents(task.optional_inputs("verdicts", "documents.rows"), task.index)
+        rows = rows_of_unit(task.optional_inputs("verdicts", "documents.rows"), task.index, CONTAMINATED)
         self._found = {int(row["document"]): (int(row["sets"]), float(row["share"])) for row in rows}
 
     def of(self, document: int) -> tuple[str, float] | None:

@@ -9,10 +9,8 @@ which we take words). A part of 8 words or more that is shorter than a run is on
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,6 @@ import numpy.typing as npt
 from pretrain.data.curation.contamination.config import SHORTEST
 from pretrain.data.curation.contamination.eval_sets import Item
 from pretrain.data.curation.near_duplicates.shingles import Hashes, Ints, Shingler, normalized_words
-from pretrain.data.curation.near_duplicates.shuffle_files import concatenated, map_partition
 
 OVERLAP_VERSION = 1  # increase when the runs of a text or a verdict change
 OWN, EIGHT, ELEVEN = 0, 1, 2  # the three sizes of runs
@@ -203,13 +200,3 @@ def _longest(pair: Ints, positions: Rows, pairs: int) -> Ints:
     lengths = np.diff(np.concatenate([starts, [len(pair)]]))
     np.maximum.at(found, pair[starts], lengths + SHORTEST - 1)
     return found
-
-
-def contaminated_documents(paths: list[Path], unit: int) -> Rows:
-    """Return the rows of a unit's contaminated documents, sorted by document."""
-    found = []
-    for path in paths:
-        rows = map_partition(path, 0, CONTAMINATED)
-        first, last = (bisect_left(rows["document"], unit + more << 32) for more in (0, 1))
-        found.append(rows[first:last])
-    return concatenated(found, CONTAMINATED)

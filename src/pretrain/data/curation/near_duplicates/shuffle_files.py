@@ -8,6 +8,7 @@ little-endian. Nothing in it is ever executed. The same rows give the same bytes
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -100,6 +101,16 @@ def _hash(offsets: Ints) -> int:
 def read_partition(paths: Sequence[Path], partition: int, dtype: npt.DTypeLike) -> Rows:
     """Return the rows of one partition of all files, in the order of the files."""
     return concatenated((map_partition(path, partition, dtype) for path in paths), dtype)
+
+
+def rows_of_unit(paths: Sequence[Path], unit: int, dtype: npt.DTypeLike) -> Rows:
+    """Return the rows of a unit's documents, of files of one partition whose rows are sorted by their `document`."""
+    found = []
+    for path in paths:
+        rows = map_partition(path, 0, dtype)
+        first, last = (bisect_left(rows["document"], unit + more << 32) for more in (0, 1))
+        found.append(rows[first:last])
+    return concatenated(found, dtype)
 
 
 def concatenated(parts: Iterable[Rows], dtype: npt.DTypeLike) -> Rows:

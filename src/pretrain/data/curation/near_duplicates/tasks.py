@@ -21,13 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.curation.base_corpus import CLUSTER, base_texts, index_of
-from pretrain.data.curation.contamination.overlap import contaminated_documents
+from pretrain.data.curation.contamination.overlap import CONTAMINATED
 from pretrain.data.curation.engine import Counts, Task
 from pretrain.data.curation.near_duplicates import components, paragraphs, stages
 from pretrain.data.curation.near_duplicates.config import NearDuplicatesConfig, Within
 from pretrain.data.curation.near_duplicates.minhash import MinHash, keys_within
 from pretrain.data.curation.near_duplicates.shingles import Hashes
-from pretrain.data.curation.near_duplicates.shuffle_files import Rows, concatenated, map_partition, write_rows
+from pretrain.data.curation.near_duplicates.shuffle_files import (
+    Rows,
+    concatenated,
+    map_partition,
+    rows_of_unit,
+    write_rows,
+)
 from pretrain.data.curation.near_duplicates.verification import DECISION, MEMBER, guard
 from pretrain.data.curation.row_groups import row_groups
 from pretrain.data.curation.rules import LANGUAGE
@@ -240,7 +246,7 @@ def shuffle_paragraphs(task: Task) -> Counts:
         )
         if task.settings.get("drops"):
             verdicts = task.inputs("verdicts", "documents.rows")
-            gone = np.union1d(gone, contaminated_documents(verdicts, task.index)["document"])
+            gone = np.union1d(gone, rows_of_unit(verdicts, task.index, CONTAMINATED)["document"])
         members = members[~np.isin(members["document"], gone)]
     rows = [
         paragraphs.paragraph_rows(member, text, characters, task.index)
