@@ -326,6 +326,19 @@ def test_words_without_a_key_are_the_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert as_list(["logs/a"], "") == ["logs/a"]
 
 
+def test_runs_validated_at_other_steps_have_no_curve(sides: list[str], tmp_path: Path) -> None:
+    """As those that end by the clock: their means at each step would be of one run here and of another there."""
+    for name, lengths in (("a", (1, 2)), ("b", (3, 4))):
+        for seed, length in enumerate(lengths):
+            folder = write_run(tmp_path / name / str(seed), [3.0] * length, seed=seed, optimizer={"kind": name})
+            lines = (folder / "metrics.csv").read_text().splitlines()
+            (folder / "metrics.csv").write_text("\n".join([lines[0], *lines[-4:]]) + "\n")
+    page = tmp_path / "x.html"
+    for paths, has_curves in ((sides, True), ([str(tmp_path / "a"), str(tmp_path / "b")], False)):
+        write_comparison(paths, CompareOptions(), page)
+        assert ("<h2>Curves</h2>" in page.read_text()) is has_curves
+
+
 @pytest.mark.slow
 def test_the_command_writes_page_and_data(
     sides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

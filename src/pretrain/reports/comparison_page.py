@@ -131,7 +131,8 @@ def comparison_page(comparison: Comparison, groups: Sequence[Group]) -> str:
         note="Differences are against the first group, by Welch's t-test. Steps, tokens and seconds are those to the "
         f"target {comparison.target:.4g}, at the first validation that meets it; a dash: not every run did.",
     )
-    page.add("Curves", card(_curves(groups, comparison.metric)))
+    if curves := _curves(groups, comparison.metric):
+        page.add("Curves", card(curves))
     heads = ["setting", *(group.name for group in comparison.groups)]
     page.add("Settings that differ", card(_settings(heads, comparison.settings)))
     page.add("Code and machine", card(_settings(["", *heads[1:]], comparison.environment)))
@@ -146,18 +147,22 @@ def _settings(heads: list[str], settings: dict[str, list[str]]) -> str:
 
 
 def _curves(groups: Sequence[Group], metric: str) -> str:
-    """Return one chart: a line of each group, the mean of its runs, in the band from their lowest to their highest."""
+    """Return one chart: a line of each group, the mean of its runs, in the band from their lowest to their highest.
+
+    A line has the steps at which all runs of its group were validated: means of other runs at each step are no curve.
+    Empty if no group has such a step.
+    """
     lines, names = [], _short_names([group.name for group in groups])
     for position, group in enumerate(groups):
-        points = sorted(
-            (float(step), value)
-            for member in group.members
-            for step, value in Curves.read(member.run.folder, [metric]).values.get(metric, {}).items()
-        )
+        curves = [Curves.read(member.run.folder, [metric]).values.get(metric, {}) for member in group.members]
+        steps = sorted(set[int].intersection(*map(set, curves)))
+        points = [(float(step), curve[step]) for step in steps for curve in curves]
         series = Series.of(points)
         if series:
             series.last = (points[-1][0], series.points()[-1].mean)  # of all runs, as the curve
         lines.append(Line(names[position], series, dots=len(series.points()) <= 40, quiet=position >= COLORS))
+    if not any(line.series for line in lines):
+        return ""
     title = f"{metric} of every group: mean, lowest and highest of its runs"
     return in_both_widths(lines, Look(title), 420)
 
