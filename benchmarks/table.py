@@ -294,6 +294,22 @@ def novels_settings(result: dict[str, Any]) -> str:
     return markdown(("settings", "loss of each seed", "mean", "against the recipe, 95 % interval", "p, Holm"), rows)
 
 
+def against_commit(result: dict[str, Any]) -> str:
+    """Return the losses per byte of this code and of an earlier commit, and how they differ."""
+    rows = []
+    names = {"before": f"commit {result['settings']['commit']}", "now": "this code", "subwords": "this code, subwords"}
+    for row in result["figures"]["rows"]:
+        difference, against, p = row["difference"], "", ""
+        if difference:
+            low, high = difference["interval"]
+            against, p = f"{difference['value']:+.4f} ({low:+.4f} to {high:+.4f})", f"{row['p_holm']:.2g}"
+        losses, steps = row["bits_per_byte"], ", ".join(f"{each:,}" for each in row["steps"])
+        each = ", ".join(f"{loss:.4f}" for loss in losses)
+        rows.append((names[row["code"]], steps, each, f"{fmean(losses):.4f}", against, p))
+    head = ("code", "steps of each seed", "bits per byte", "mean", "against the commit, 95 % interval", "p, Holm")
+    return markdown(head, rows)
+
+
 def convert_stories(result: dict[str, Any]) -> str:
     """Return the bounds of the converted model and of random weights, and how much of a sample is copied."""
     figures = result["figures"]
@@ -536,6 +552,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {  # by script; the others 
     "local_attention": local_attention,
     "averages": averages,
     "novels_settings": novels_settings,
+    "against_commit_shakespeare": against_commit,
+    "against_commit_novels": against_commit,
     "convert_stories": convert_stories,
     "minimal_pairs": minimal_pairs,
     "start_up": start_up,
