@@ -2,8 +2,8 @@
 
 experiment=shakespeare_char has the settings that nanoGPT documents for a laptop's CPU; experiment=shakespeare is ours.
 For each seed the baseline trains to its end; then ours trains for a quarter of the baseline's time, and for all of it.
-A third model reads pieces of words instead of characters, learned from the training part: 1,024 for a sixth of the
-baseline's time, and 512 for all of it. Losses are nats per character, also of pieces, over the whole validation part
+A third model reads subwords instead of characters, learned from the training part: 1,024 for a sixth of the
+baseline's time, and 512 for all of it. Losses are nats per character, also of subwords, over the whole validation part
 (the last tenth of the text) in non-overlapping windows of each model's own context; times are of training with
 compilation, on the same machine.
 
@@ -34,13 +34,13 @@ MEASURES = (
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 BASELINE = ["experiment=shakespeare_char"]
 OURS = ["experiment=shakespeare", "trainer.max_steps=-1"]
-PIECES = [*OURS, "tokenizer=bpe"]
+SUBWORDS = [*OURS, "tokenizer=bpe"]
 EARLY = [
     "tokenizer.vocab_size=1024", "optimizer.learning_rate=8e-3", "model.context_length=128", "schedule.warmup_steps=10",
 ]  # fmt: skip
 LATE = ["tokenizer.vocab_size=512", "optimizer.learning_rate=4e-3"]
-QUARTER, SIXTH = "in a quarter of its time", "pieces of words, in a sixth of its time"
-RUNS = ("baseline", QUARTER, "in its time", SIXTH, "pieces of words, in its time")
+QUARTER, SIXTH = "in a quarter of its time", "subwords, in a sixth of its time"
+RUNS = ("baseline", QUARTER, "in its time", SIXTH, "subwords, in its time")
 
 
 def split(text: str, folder: Path, choose: bool) -> list[str]:
@@ -74,7 +74,12 @@ def runs_of(words: Sequence[str], folder: Path) -> list[tuple[float, float]]:
     """Return seconds of training and loss of each of RUNS; `words` are the text and the seed."""
     whole = train([*BASELINE, *words], folder)
     minutes = whole[0] / 60
-    timed = ((OURS, minutes / 4.17), (OURS, minutes), ([*PIECES, *EARLY], minutes / 6.1), ([*PIECES, *LATE], minutes))
+    timed = (
+        (OURS, minutes / 4.17),
+        (OURS, minutes),
+        ([*SUBWORDS, *EARLY], minutes / 6.1),
+        ([*SUBWORDS, *LATE], minutes),
+    )
     return [whole, *(train([*settings, f"trainer.max_time={limit}", *words], folder) for settings, limit in timed)]
 
 
@@ -102,7 +107,7 @@ def main() -> None:
     )
     result = Result("time_to_loss", typed(), {"seeds": given.seeds})
     base = seconds["baseline"]
-    for what, name, target in (("Shakespeare", QUARTER, 4.0), ("Shakespeare in pieces of words", SIXTH, 6.0)):
+    for what, name, target in (("Shakespeare", QUARTER, 4.0), ("Shakespeare in subwords", SIXTH, 6.0)):
         rounds = {"ours": seconds[name], "baseline": base}
         result.add(f"{what}, to the baseline's loss", "s", rounds, more_is_better=False, targets={"baseline": target})
     result.figures = {f"nats per character, {name}": [round(x, 4) for x in values] for name, values in losses.items()}
