@@ -5,7 +5,7 @@
 
 The commit is checked out below `--folder` and trains the same experiment with its own settings, in the same
 environment. Each seed trains with both, in turns and `--jobs` at once, one core each. `src/compare.py` gives the
-verdict. Of Shakespeare a third group reads subwords instead of bytes, as benchmarks/time_to_loss.py chose them.
+verdict. Of Shakespeare a third group reads characters with this code, as its recipe did until November 2026.
 
 Typed again, the script goes on after the runs that are done.
 """
@@ -23,7 +23,7 @@ from typing import Any
 from comparison import Result, typed
 from corpora import assets
 from novels import parts
-from time_to_loss import LATE, split
+from time_to_loss import CHARACTERS, split
 
 MEASURES = (
     "src/pretrain/models",
@@ -35,7 +35,7 @@ MEASURES = (
 )
 
 HERE = Path(__file__).parents[1]
-BEFORE, NOW, SUBWORDS = "before", "now", "subwords"
+BEFORE, NOW, CHARACTERS_NOW = "before", "now", "now_characters"
 MINUTES = {"shakespeare": 0.85, "novels": 3.0}  # of training; the first is what nanoGPT's setting takes
 SHARED = [
     "trainer.accelerator=cpu", "trainer.max_steps=-1", "trainer.val_check_interval=1000000",
@@ -65,12 +65,12 @@ def runs(given: argparse.Namespace, earlier: Path) -> Iterator[tuple[Path, Path,
     experiment = "experiment=shakespeare" if given.what == "shakespeare" else "experiment=novels_small"
     shared = [experiment, *SHARED, *text_of(given.what, given.folder), f"trainer.max_time={given.minutes}"]
     for seed in given.seeds:
-        for name, code in ((BEFORE, earlier), (NOW, HERE), (SUBWORDS, HERE)):
-            if name == SUBWORDS and given.what != "shakespeare":
+        for name, code in ((BEFORE, earlier), (NOW, HERE), (CHARACTERS_NOW, HERE)):
+            if name == CHARACTERS_NOW and given.what != "shakespeare":
                 continue
             folder: Path = given.folder / name / f"seed={seed}"
             folder.parent.mkdir(parents=True, exist_ok=True)
-            words = ["tokenizer=bpe", *LATE] if name == SUBWORDS else []
+            words = CHARACTERS[2:] if name == CHARACTERS_NOW else []
             cache = given.folder.resolve() / ("cache_before" if name == BEFORE else "cache")
             yield code, folder, [*shared, *words, f"seed={seed}", f"paths.cache_dir={cache}"]
 
@@ -91,7 +91,7 @@ def train(code: Path, folder: Path, words: list[str]) -> None:
 def verdict(folder: Path) -> list[dict[str, Any]]:
     """Print what `src/compare.py` says of all runs and return its figures for each group."""
     page = folder / "compare.html"
-    names = [name for name in (BEFORE, NOW, SUBWORDS) if (folder / name).exists()]
+    names = [name for name in (BEFORE, NOW, CHARACTERS_NOW) if (folder / name).exists()]
     command = [sys.executable, str(HERE / "src" / "compare.py"), *(str(folder / name) for name in names)]
     subprocess.run([*command, f"output={page}", "metric=val/bits_per_byte"], check=True)
     found = json.loads(page.with_suffix(".json").read_text(encoding="utf8"))

@@ -297,7 +297,8 @@ def novels_settings(result: dict[str, Any]) -> str:
 def against_commit(result: dict[str, Any]) -> str:
     """Return the losses per byte of this code and of an earlier commit, and how they differ."""
     rows = []
-    names = {"before": f"commit {result['settings']['commit']}", "now": "this code", "subwords": "this code, subwords"}
+    names = {"before": f"commit {result['settings']['commit']}", "now": "this code"}
+    names["now_characters"] = "this code, reading characters"
     for row in result["figures"]["rows"]:
         difference, against, p = row["difference"], "", ""
         if difference:

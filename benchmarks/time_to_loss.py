@@ -33,12 +33,11 @@ MEASURES = (
 
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 BASELINE = ["experiment=shakespeare_char"]
-OURS = ["experiment=shakespeare", "trainer.max_steps=-1"]
-SUBWORDS = [*OURS, "tokenizer=bpe"]
+SUBWORDS = ["experiment=shakespeare", "trainer.max_steps=-1"]
+CHARACTERS = [*SUBWORDS, "tokenizer=bytes", "optimizer.learning_rate=3e-3"]
 EARLY = [
     "tokenizer.vocab_size=1024", "optimizer.learning_rate=8e-3", "model.context_length=128", "schedule.warmup_steps=10",
 ]  # fmt: skip
-LATE = ["tokenizer.vocab_size=512", "optimizer.learning_rate=4e-3"]
 QUARTER, SIXTH = "in a quarter of its time", "subwords, in a sixth of its time"
 RUNS = ("baseline", QUARTER, "in its time", SIXTH, "subwords, in its time")
 
@@ -75,11 +74,9 @@ def runs_of(words: Sequence[str], folder: Path) -> list[tuple[float, float]]:
     whole = train([*BASELINE, *words], folder)
     minutes = whole[0] / 60
     timed = (
-        (OURS, minutes / 4.17),
-        (OURS, minutes),
-        ([*SUBWORDS, *EARLY], minutes / 6.1),
-        ([*SUBWORDS, *LATE], minutes),
-    )
+        (CHARACTERS, minutes / 4.17), (CHARACTERS, minutes),
+        ([*SUBWORDS, *EARLY], minutes / 6.1), (SUBWORDS, minutes),
+    )  # fmt: skip
     return [whole, *(train([*settings, f"trainer.max_time={limit}", *words], folder) for settings, limit in timed)]
 
 

@@ -211,6 +211,11 @@ def test_whole_numbers_of_preset_files_may_have_exponents(configs: Path) -> None
             "model:\n  n_layer: 2\n",
             "model.n_layer in experiment/mine.yaml is not a setting. Did you mean model.n_layers?",
         ),
+        (
+            "tokenizer:\n  max_training_bytes: 9\n  path: x\n",
+            "tokenizer.path in experiment/mine.yaml is a setting of tokenizer=pretrained, and tokenizer=bpe is chosen. "
+            "Choose tokenizer=pretrained, or leave tokenizer.path out of the file.",
+        ),
         ("trainr:\n  max_steps: 2\n", "trainr in experiment/mine.yaml is not a setting. Did you mean trainer?"),
         ("trainer:\n  max_steps: many\n", "trainer.max_steps in experiment/mine.yaml does not fit: Value 'many' of"),
         ("batch_size: 1.5\n", "batch_size in experiment/mine.yaml does not fit: Value '1.5' of type 'float' could not"),

@@ -212,7 +212,7 @@ def test_overrides_and_experiments_win_over_a_recipe() -> None:
     assert compose("train", ["model=gpt_small", "recipe=gpt_nano"]).optimizer.kind == "muon"
     assert compose("train", ["model=gpt_small", "schedule=wsd"]).schedule.kind == "wsd"
     verse = compose("train", ["experiment=shakespeare", "data.path=x", "optimizer=adamw"])
-    assert verse.optimizer.learning_rate == 3e-3  # the experiment's
+    assert verse.optimizer.learning_rate == 4e-3  # the experiment's
 
 
 @pytest.mark.parametrize("path", sorted((CONFIG_FOLDER / "model").iterdir()), ids=lambda path: path.stem)

@@ -90,6 +90,18 @@ def test_every_part_has_its_checks(context):
 
 
 @pytest.mark.slow
+def test_the_corpus_of_a_stage_with_other_rows_is_checked(context, corpus, tiny, capfd):
+    (tiny.folder / "other.txt").write_text("\n".join(f"line {number}" for number in range(200)))
+    words = ["tokenizer=bpe", "tokenizer.vocab_size=300", "stages.a.until_steps=2", "stages.b.until_steps=3"]
+    words += ["stages.b.optimizer.learning_rate=1e-4", f"stages.other.data.path={tiny.folder / 'other.txt'}"]
+    assert examine(context(*words).config, Part.data)
+    printed = capfd.readouterr().out
+    assert len(re.findall(r"^pass  data      other: \S", printed, re.MULTILINE)) == 6
+    assert not re.search(r" [ab]: ", printed)
+    assert "0 failed, 2 skipped" in printed  # the two of mixtures
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "verdict"), [(1e-3, True), (0.0, False)])
 def test_an_examination_prints_rows_and_sums_up(context, tmp_path, monkeypatch, capfd, limit, verdict):
     monkeypatch.setattr(examination.tempfile, "tempdir", str(tmp_path))

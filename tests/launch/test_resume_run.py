@@ -129,6 +129,10 @@ def test_what_a_resume_cannot_have_is_refused_and_devices_change_nothing_else(ti
     assert (trainer.max_steps, trainer.strategy.name, trainer.devices) == (2, "ddp", 2)
     with pytest.raises(ConfigError, match=r"paths\.run_dir=.*other is not the folder of resume=.*Leave paths"):
         resumed(f"paths.run_dir={tiny.folder / 'other'}")
+    (tiny.folder / "exported").mkdir()
+    (tiny.folder / "exported" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"exported is a model of Hugging Face.*weights: init_from=.*exported"):
+        resumed(f"resume={tiny.folder / 'exported'}")
     with pytest.raises(ConfigError, match=r"recipe=gpt_small sets many settings.* without a recipe"):
         resumed("recipe=gpt_small")
 

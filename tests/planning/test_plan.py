@@ -66,18 +66,23 @@ def test_each_stage_is_planned_and_the_largest_one_decides(plan: Plan) -> None:
 
 
 @pytest.mark.slow
-def test_a_stage_with_another_text_is_planned_with_the_size_of_that(tiny: Any, plan: Plan) -> None:
+@pytest.mark.parametrize("tokenizer", [["tokenizer=bytes"], ["tokenizer=bpe", "tokenizer.vocab_size=300"]])
+def test_a_stage_with_another_text_is_planned_with_the_size_of_that(
+    tiny: Any, plan: Plan, tokenizer: list[str]
+) -> None:
     (tiny.folder / "other.txt").write_text("\n".join(f"line {number}" for number in range(50)))
-    words = [*tiny.words, "tokenizer=bytes", "device=h100", "dry_run=false", "trainer.max_steps=100"]
+    words = [*tiny.words, *tokenizer, "device=h100", "dry_run=false", "trainer.max_steps=100"]
     other = f"data.path={tiny.folder / 'other.txt'}"
-    for text in (plan(*words), plan(*words, other)):
-        prepare(text.data, text.tokenizer, tiny.folder / "cache", report=lambda line: None)
+    of_run, of_stage = plan(*words), plan(*words, other)
+    for text in (of_run, of_stage):
+        prepare(text.data, text.tokenizer, tiny.folder / "cache", lambda line: None, of_run.data)
     stages = ["stages.a.until_steps=90", f"stages.b.{other}", "stages.b.model.dropout=0.1"]
     found, forecast = forecast_in_words(plan(*words, "model.dropout=0", *stages))
     assert "Below: stage b" in found
-    expected = find_data(plan(*words, other))
+    expected = find_data(of_stage, of_run.data)
+    assert expected is not None
     assert forecast is not None
-    assert forecast.target.data == expected != find_data(plan(*words))
+    assert forecast.target.data == expected != find_data(of_run)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import yaml
 
 from pretrain.commands import tasks
 from pretrain.config.command_line import as_list
+from pretrain.config.compose import compose
+from pretrain.config.serialize import to_dict
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.reports import groups
 from pretrain.reports import sweep as sweep_reports
@@ -76,6 +79,15 @@ def write_run(folder: Path, losses: list[float], *, seed: int = 0, **settings: A
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report))
     return folder
+
+
+def write_history(folder: Path, outcome: str, **environment: str) -> None:
+    end = {"step": 10, "time": 1.0, "outcome": outcome, "message": "", "training_s": 1.0, "wall_s": 1.0}
+    end |= {"waited_s": {}, "commands": []}
+    start = {"step": 0, "time": 0.0, "process": "a 1", "environment": environment, "end": end}
+    history = {"name": "b", "objective": "causal", "parameters": 5, "row_length": 8, "batch_size": 1, "packing": "",
+               "typed": [], "sources": [], "starts": [start]}  # fmt: skip
+    (folder / "history.json").write_text(json.dumps(history))
 
 
 @pytest.fixture
@@ -159,6 +171,8 @@ def test_a_folder_of_several_experiments_is_split(tmp_path: Path) -> None:
     found = compared([str(tmp_path / "sweep")])
     assert [group.name for group in found.groups] == [f"learning_rate={rate}" for rate in (0.1, 0.2, 0.4)]
     assert "of all comparisons" in verdict(found, found.groups[2])
+    certain = replace(found.groups[2], p_holm=0.0)  # smaller than any number of 64 bits
+    assert "p < 0.0001 of all comparisons" in verdict(found, certain)
     assert any("broken is left out: it holds no run that can be read" in line for line in found.notes)
     assert found.groups[2].p_holm == pytest.approx(2 * (found.groups[2].difference.p or 0))  # type: ignore[union-attr]
 
@@ -225,6 +239,27 @@ def test_a_finished_run_that_goes_on_counts_as_far_as_it_is(tmp_path: Path) -> N
     assert any(line.startswith(f"not finished: {longer}") for line in found.notes)
 
 
+def test_two_commits_are_told_apart_by_their_folders_and_a_newer_setting_has_its_default(tmp_path: Path) -> None:
+    settings = to_dict(compose("train", ["model=gpt_nano"]))
+    assert settings["model"]["attention_gate"] == "none"
+    for side, commit in (("before", {"commit": "b", "commit of pretrain": "a"}), ("now", {"commit": "b"})):
+        for seed in (0, 1):
+            folder = write_run(tmp_path / side / f"s{seed}", [3.0 + 0.01 * seed])
+            (folder / "config.yaml").write_text(yaml.safe_dump(settings | {"seed": seed}))
+            write_history(folder, "finished", **commit)
+        settings["model"] = {key: value for key, value in settings["model"].items() if key != "attention_gate"}
+    sides = [str(tmp_path / side) for side in ("before", "now")]
+    found = compared(sides)
+    assert ([group.name for group in found.groups], found.settings) == (sides, {})
+    assert found.environment == {"commit": ["a", "b"]}
+    for seed in (0, 1):
+        path = tmp_path / "other" / f"s{seed}" / "config.yaml"
+        write_run(path.parent, [2.0])
+        path.write_text(yaml.safe_dump(settings | {"seed": seed, "batch_size": 4}))
+    found = compared([*sides, str(tmp_path / "other")])
+    assert [group.name for group in found.groups] == ["batch_size=8 (before)", "batch_size=8 (now)", "batch_size=4"]
+
+
 def test_a_job_that_failed_on_its_way_is_never_the_best(tmp_path: Path) -> None:
     for name, losses in (("a", [4.0, 3.0]), ("b", [2.0]), ("c", [2.5])):
         write_run(tmp_path / name, losses)
@@ -234,11 +269,7 @@ def test_a_job_that_failed_on_its_way_is_never_the_best(tmp_path: Path) -> None:
     write_record(tmp_path, jobs)
     assert [trial.loss for trial in read_sweep(tmp_path).trials] == [3.0, None, 2.5]  # c goes on
     (tmp_path / "sweep.json").unlink()
-    end = {"step": 10, "time": 1.0, "outcome": "failed", "message": "", "training_s": 1.0, "wall_s": 1.0}
-    start = {"step": 0, "time": 0.0, "process": "a 1", "environment": {}, "end": end | {"waited_s": {}, "commands": []}}
-    history = {"name": "b", "objective": "causal", "parameters": 5, "row_length": 8, "batch_size": 1, "packing": "",
-               "typed": [], "sources": [], "starts": [start]}  # fmt: skip
-    (tmp_path / "b" / "history.json").write_text(json.dumps(history))
+    write_history(tmp_path / "b", "failed")
     assert [trial.loss for trial in read_sweep(tmp_path).trials] == [3.0, None, 2.5]
 
 

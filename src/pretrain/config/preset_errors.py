@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from typing import Any
 
 from pretrain.config.near_misses import of_preset
@@ -51,6 +52,15 @@ def of_file(error: Exception) -> ConfigError | None:
         known = [f"{above}.{name}".lstrip(".") for name in cause.parent_node or ()]
         if above in groups() and is_base(OmegaConf.get_type(cause.parent_node)):
             return without_kind(above, file)
+        name = key.rpartition(".")[2]
+        kinds = choices(above) if above in groups() else {}
+        having = [f"{above}={kind}" for kind, each in kinds.items() if name in {field.name for field in fields(each)}]
+        if having:
+            chosen = kind_of(OmegaConf.get_type(cause.parent_node))
+            return ConfigError(
+                f"{key} in {file} is a setting of {' and '.join(having)}, and {above}={chosen} is chosen. "
+                f"Choose {having[0]}, or leave {key} out of the file."
+            )
         return ConfigError(f"{key} in {file} is not a setting. {nearest(key, known)}")
     return ConfigError(f"{key} in {file} does not fit: {sentence(cause)}")
 

@@ -33,7 +33,7 @@ MAY_CHANGE = (
     "model.dropout", "model.attention_dropout", "optimizer", "schedule", "divergence", "trainer.gradient_clip_val",
     "trainer.val_check_interval",
 )  # fmt: skip
-_MAY_NOT = ("data.mode", "objective.labels", "optimizer.kind")  # exceptions to these
+_MAY_NOT = ("data.mode", "objective.labels", "optimizer.kind", "divergence.max_rewinds")  # exceptions to these
 _NOT_OF_THE_ROWS = ("prefetch", "max_validation_rows")  # of data: the rows of a step do not depend on them
 _OWN_RATE = ("schedule", "optimizer.learning_rate")  # a stage that sets one has its schedule over its own steps
 _WARMUPS = ("warmup_steps", "warmup_tokens", "warmup_fraction")
@@ -157,6 +157,16 @@ def stage_texts(config: RunConfig) -> list[DataConfig]:
     """Return the settings of the text of each stage that reads another text than the stage before it."""
     stages = course_of(_of_some_length(config)).stages if config.stages else []
     return [stage.config.data for stage in stages if stage.text == stage.name]
+
+
+def stages_of_other_rows(config: RunConfig) -> list[Stage]:
+    """Return the stages whose rows, by their text or by how they are packed, are neither the run's nor those before."""
+    seen, found = [_rows_of(config)], list[Stage]()
+    for stage in course_of(_of_some_length(config)).stages:
+        if _rows_of(stage.config) not in seen:
+            seen.append(_rows_of(stage.config))
+            found.append(stage)
+    return found
 
 
 def _of_some_length(config: RunConfig) -> RunConfig:

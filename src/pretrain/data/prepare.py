@@ -115,24 +115,29 @@ def prepare(
     return Prepared(trained, corpora)
 
 
-def find_prepared(data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> Prepared | None:
-    """Return the result of `prepare` if all of it is cached, else None.
+def find_prepared(
+    data: DataConfig, tokenizer: TokenizerConfig, cache: Path, trained_on: DataConfig | None = None
+) -> Prepared | None:
+    """Return the result of `prepare`, with the same arguments, if all of it is cached, else None.
 
     Nothing is written or downloaded; local files are hashed, at about 1 GB/s. Raises DataError as `prepare` does.
     """
-    if not all(part.is_local() for part in data.parts().values()):
+    if trained_on is None or not tokenizer.trains:
+        trained_on = data
+    if not all(part.is_local() for text in (data, trained_on) for part in text.parts().values()):
         return None  # the newest commit can be looked up on the hub only, a manifest in its storage only
     sources = _open(data, cache, report=lambda line: None)
-    has_one = any(source.stores for source in sources.values())
-    if tokenizer.trains and not has_one and not (_tokenizer_folder(sources, tokenizer, cache) / _TRAINED).exists():
+    learned = sources if trained_on is data else _open(trained_on, cache, report=lambda line: None)
+    has_one = any(source.stores for source in learned.values())
+    if tokenizer.trains and not has_one and not (_tokenizer_folder(learned, tokenizer, cache) / _TRAINED).exists():
         return None
-    trained = _with_chat_template(_cached_tokenizer(sources, tokenizer, cache, report=lambda line: None), data)
+    trained = _with_chat_template(_cached_tokenizer(learned, tokenizer, cache, report=lambda line: None), data)
     for source in sources.values():
         folder = source.stores or _store_folder(source, trained, cache)
         streamed = source.config.mode is Mode.stream
         if not (folder.exists() and Ledger(folder).eras if streamed else (folder / "done.json").exists()):
             return None
-    return prepare(data, tokenizer, cache, report=lambda line: None)
+    return prepare(data, tokenizer, cache, lambda line: None, trained_on)
 
 
 def kept_store(fingerprint: str, cache: Path) -> Store | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.run import RunConfig
-from pretrain.data.config import PretrainedTokenizerConfig, TextFilesConfig
+from pretrain.data.config import DataConfig, PretrainedTokenizerConfig, TextFilesConfig
 from pretrain.data.mixture import MixtureDataset, mixture_dataset
 from pretrain.data.prepare import Prepared, prepare
 from pretrain.data.token_store.store import Store
@@ -32,16 +32,20 @@ NOISE_STD = 0.02
 class Context:
     """The user's run; its parts are built on first use, and files are written below `folder`."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        """Raise ConfigError for a run that fine-tunes."""
+    def __init__(self, config: RunConfig, folder: Path, trained_on: DataConfig | None = None) -> None:
+        """`config` is of a run, or of a stage of one with the text `trained_on`, from which a tokenizer learns.
+
+        Raises ConfigError for a run that fine-tunes."""
         refuse_fine_tuning(config)
         self.config = config
         self.folder = folder
+        self.trained_on = trained_on
 
     @cached_property
     def prepared(self) -> Prepared:
         """The user's corpus, prepared as for a run, or read from the cache."""
-        return prepare(self.config.data, self.config.tokenizer, Path(self.config.paths.cache_dir))
+        cache = Path(self.config.paths.cache_dir)
+        return prepare(self.config.data, self.config.tokenizer, cache, trained_on=self.trained_on)
 
     @cached_property
     def small(self) -> RunConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pretrain.config.run import RunConfig
+from pretrain.config.stages import stages_of_other_rows
 from pretrain.doctor import coordinates, corpus, machine
 from pretrain.doctor.check import Check, CheckResult, Outcome, Verdict, run_checks
 from pretrain.doctor.config import Part
@@ -43,6 +44,7 @@ def checks(context: Context, part: Part) -> list[Check]:
         Check(Part.data, "the corpus is prepared", prepared, needs_corpus=False, makes_corpus=True),
     ]  # fmt: skip
     all_checks += [Check(Part.data, name, partial(test, context)) for name, test in _OF_DATA.items()]
+    all_checks += _of_stages(context)
     all_checks += [
         Check(Part.machine, "gradients match float64 eager ones", partial(machine.gradients, context)),
         Check(Part.machine, "checkpoints fit on the disk", partial(machine.disk_space, context)),
@@ -57,6 +59,16 @@ def checks(context: Context, part: Part) -> list[Check]:
         Check(Part.parallel, "2 processes (context parallel) equal 1", shared.context_parallel),
     ]
     return [check for check in all_checks if part in (Part.all, check.part) or check.makes_corpus]
+
+
+def _of_stages(context: Context) -> list[Check]:
+    """Return the checks of the corpus of each stage with other rows than the run."""
+    config, found = context.config, list[Check]()
+    for stage in stages_of_other_rows(config):
+        of_stage = Context(stage.config, context.folder, config.data)
+        tests = {"the corpus is prepared": corpus.prepared, **_OF_DATA}
+        found += [Check(Part.data, f"{stage.name}: {name}", partial(test, of_stage)) for name, test in tests.items()]
+    return found
 
 
 def examine(config: RunConfig, part: Part) -> bool:

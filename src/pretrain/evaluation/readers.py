@@ -139,7 +139,7 @@ def _dataset(
     if (kept := kept_store(recorded, cache)) is not None:
         return mixture_dataset({"": kept}, config.data, length, 0, order)  # type: ignore[arg-type]
     try:
-        prepared = find_prepared(whole.data if config.tokenizer.trains else config.data, config.tokenizer, cache)
+        prepared = find_prepared(config.data, config.tokenizer, cache, whole.data)
     except DataError:
         prepared = None
     if prepared is None or prepared.fingerprint != recorded:

@@ -71,7 +71,7 @@ def _of_largest_stage(config: PlanConfig, target: Target) -> tuple[PlanConfig, F
         if stage.end == stage.begin:
             continue
         of_stage = _settings_of(config, stage, minutes)
-        of_text = with_text_of(of_stage, target) if stage.text else target
+        of_text = with_text_of(of_stage, target, config.data) if stage.text else target
         found = forecast(of_stage, of_text, config.dry_run, Growth(course.sizes, stage.begin))
         planned.append((of_stage, found))
         is_reached = minutes is None or minutes > 0.0

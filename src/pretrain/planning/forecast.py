@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pretrain.config.run import RunConfig
+from pretrain.data.config import DataConfig
 from pretrain.data.prepare import find_prepared
 from pretrain.errors import DataError
 from pretrain.models.choices import Norm
@@ -90,9 +91,12 @@ def target_of(config: PlanConfig) -> Target:
     return Target(hardware, precision_of(config, hardware), vocab_size, data or _by_characters(config, vocab_size))
 
 
-def with_text_of(config: PlanConfig, target: Target) -> Target:
-    """Return the target with the text of `config`, a stage of a run that reads another text than the run."""
-    return replace(target, data=find_data(config) or _by_characters(config, target.vocab_size))
+def with_text_of(config: PlanConfig, target: Target, trained_on: DataConfig) -> Target:
+    """Return the target with the text of `config`, a stage of a run that reads another text than the run.
+
+    `trained_on` is the text of the run, from which a tokenizer that is trained learns.
+    """
+    return replace(target, data=find_data(config, trained_on) or _by_characters(config, target.vocab_size))
 
 
 def _by_characters(config: RunConfig, vocab_size: int) -> PreparedData | None:
@@ -135,10 +139,13 @@ def _known_characters(config: RunConfig) -> int | None:
         return None
 
 
-def find_data(config: RunConfig) -> PreparedData | None:
-    """Return the run's corpus from the cache; None if it is not prepared or its text is not here."""
+def find_data(config: RunConfig, trained_on: DataConfig | None = None) -> PreparedData | None:
+    """Return the corpus of a run or a stage from the cache; None if it is not prepared or its text is not here.
+
+    `trained_on`: as of `prepare`.
+    """
     try:
-        prepared = find_prepared(config.data, config.tokenizer, Path(config.paths.cache_dir))
+        prepared = find_prepared(config.data, config.tokenizer, Path(config.paths.cache_dir), trained_on)
     except DataError:  # the same
         return None
     if prepared is None:

@@ -58,7 +58,8 @@ def verdict(comparison: Comparison, group: GroupOutcome) -> str:
     low, high = difference.interval
     interval = f"{percent(comparison.confidence)} interval {low:+.4f} to {high:+.4f}"
     shown = f"{difference.value:+.4f} ({interval}, {_p(difference.p)}"
-    several = f", {_p(group.p_holm)} of all comparisons" if len(comparison.groups) > 2 and group.p_holm else ""
+    is_one_of_several = len(comparison.groups) > 2 and group.p_holm is not None
+    several = f", {_p(group.p_holm)} of all comparisons" if is_one_of_several else ""
     p = difference.p if group.p_holm is None else group.p_holm
     word = ("better" if better else "worse") if p < 1 - comparison.confidence else "no difference shown"
     return f"{group.name}: {word}, {shown}{several}, {seeds}) against {baseline.name}"

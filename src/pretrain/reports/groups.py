@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.read import read_manifest, step_folders
-from pretrain.config.serialize import flat
-from pretrain.errors import CheckpointError, shown
+from pretrain.config.serialize import flat, from_dict, to_dict
+from pretrain.errors import CheckpointError, ConfigError, shown
 from pretrain.launch.run_folder import CHECKPOINTS, CONFIG, REPORT, TABLE, read_rows
 from pretrain.reports.run import RunFiles, read_run
 from pretrain.reports.sweep import MAX_RUNS, SWEEP_RECORD, read_sweep
@@ -23,7 +23,7 @@ _ASIDE = (
     "sample.", "scores.", "checkpoint.", "trainer.enable_progress_bar", "trainer.log_every_n_steps",
     "trainer.timeout_s", "data.prefetch",
 )  # fmt: skip
-_OF_THE_MACHINE = ("commit of pretrain", "device", "processes", "threads", "number format", "torch")
+_OF_THE_MACHINE = ("commit", "pretrain", "device", "processes", "threads", "number format", "torch")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ class Member:
 
     def environment(self) -> dict[str, str]:
         """Return code, device and libraries of its newest start, as far as they are known."""
-        known = self.run.start.environment if self.run.start else {}
+        known = dict(self.run.start.environment) if self.run.start else {}
+        if "commit of pretrain" in known:  # of the code, where the working folder is of another repository
+            known["commit"] = known["commit of pretrain"]
         return {name: known[name] for name in _OF_THE_MACHINE if name in known}
 
     def text(self) -> tuple[Any, ...]:
@@ -191,7 +193,7 @@ def _runs_below(path: Path) -> Iterator[Member | str]:
 
 
 def _member(run: RunFiles, origin: str) -> Member:
-    settings = {key: shown(value) for key, value in flat(run.settings)}
+    settings = {key: shown(value) for key, value in flat(_with_defaults(run.settings))}
     identity: dict[str, Any] = {}
     folders = step_folders(run.folder / CHECKPOINTS)
     if folders:
@@ -202,6 +204,17 @@ def _member(run: RunFiles, origin: str) -> Member:
         except (OSError, ValueError):  # damaged: the settings alone tell what it read
             identity = {}
     return Member(run, settings, origin, identity)
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as a resume reads them: one that is newer than the run has its default, and names are today's.
+
+    Those that this version cannot read, such as of a plug-in that is not loaded, are returned as they are.
+    """
+    try:
+        return to_dict(from_dict(settings))
+    except ConfigError:
+        return settings
 
 
 def differing(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -230,10 +243,20 @@ def _name(groups: list[Group]) -> None:
         short = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
         first = group.members[0]
         group.name = short if 0 < len(values) <= 3 and len(short) <= 60 else first.origin or str(first.run.folder)
-    for position, group in enumerate(groups):
-        if [each.name for each in groups].count(group.name) > 1:
-            folder = group.members[0].run.folder.name
-            group.name = f"{group.name} ({folder if folder != group.name else position + 1})"
+    for name in dict.fromkeys(group.name for group in groups):
+        alike = [group for group in groups if group.name == name]
+        if len(alike) > 1:
+            for group, folder in zip(alike, _folder_names(alike), strict=True):
+                group.name = f"{name} ({folder})"
+
+
+def _folder_names(groups: Sequence[Group]) -> list[str]:
+    """Return the last name of each group's folder, or of its first run's; their numbers where those are alike."""
+    firsts = [group.members[0] for group in groups]
+    for names in ([Path(each.origin).name for each in firsts], [each.run.folder.name for each in firsts]):
+        if all(names) and len(set(names)) == len(names):
+            return names
+    return [str(number) for number in range(1, len(groups) + 1)]
 
 
 def as_json(value: Any) -> str:

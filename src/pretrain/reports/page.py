@@ -70,7 +70,7 @@ td { overflow-wrap: break-word; } td.number, th.number { text-align: right; font
   white-space: nowrap; padding-right: 20px; }
 tr.best td { font-weight: 650; }
 code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-code { overflow-wrap: anywhere; }
+code { overflow-wrap: anywhere; } td:first-child > code { overflow-wrap: break-word; }
 pre { margin: 0 0 8px; padding: 10px 12px; background: var(--code); border-radius: 8px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 mark { background: var(--mark); color: inherit; border-radius: 3px; } mark:empty { padding: 0 3px; }

@@ -82,7 +82,7 @@ def test_a_heading_of_two_columns_may_have_the_label_first(tmp_path: Path, name:
 
 
 def test_json_lines_of_text_and_label(tmp_path: Path) -> None:
-    path = write(tmp_path / "r.jsonl", {"s": "a", "y": 1}, {"s": "b", "y": "good"}, {"s": "c", "y": 0.5}, {"s": "d"})
+    path = write(tmp_path / "r.jsonl", {"s": "a", "y": 1}, {"s": "b", "y": " good "}, {"s": "c", "y": 0.5}, {"s": "d"})
     source = labelled(path, text_column="s", label_column="y")
     assert found(source) == [("a", "1"), ("b", "good")]
     assert source.skipped.total() == 2

@@ -199,14 +199,14 @@ class LabelledTexts(AnnotatedFiles):
             if number == 1 and label == self.config.label_column:
                 continue  # a heading
             if tab and self._is_label(label):
-                yield self._document(text, f"{name}:{number}", label.strip())
+                yield self._document(text, f"{name}:{number}", label)
             elif text or label:
                 self.skipped["no number" if self.config.numeric_labels else "no label"] += 1
 
     def _document(self, text: str, origin: str, label: str, second_text: str | None = None) -> Document:
         if self.config.numeric_labels:
             return Document(text, origin, number=float(label), second_text=second_text)
-        return Document(text, origin, label=label, second_text=second_text)
+        return Document(text, origin, label=label.strip(), second_text=second_text)
 
     @property
     def _no_label(self) -> str:
