@@ -50,15 +50,15 @@ def of_file(error: Exception) -> ConfigError | None:
         if key == where[1].rpartition("/")[0]:  # where Hydra puts the values of a file that does not say where
             return ConfigError(f"{file} must begin with the line `# @package _global_`, as {key} is no setting.")
         known = [f"{above}.{name}".lstrip(".") for name in cause.parent_node or ()]
-        if above in groups() and is_base(OmegaConf.get_type(cause.parent_node)):
+        declared: Any = OmegaConf.get_type(cause.parent_node)
+        if above in groups() and is_base(declared):
             return without_kind(above, file)
         name = key.rpartition(".")[2]
         kinds = choices(above) if above in groups() else {}
         having = [f"{above}={kind}" for kind, each in kinds.items() if name in {field.name for field in fields(each)}]
         if having:
-            chosen = kind_of(OmegaConf.get_type(cause.parent_node))
             return ConfigError(
-                f"{key} in {file} is a setting of {' and '.join(having)}, and {above}={chosen} is chosen. "
+                f"{key} in {file} is a setting of {' and '.join(having)}, and {above}={kind_of(declared)} is chosen. "
                 f"Choose {having[0]}, or leave {key} out of the file."
             )
         return ConfigError(f"{key} in {file} is not a setting. {nearest(key, known)}")

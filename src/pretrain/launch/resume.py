@@ -50,13 +50,13 @@ def find_resumed(config: RunConfig, overrides: list[str]) -> Checkpoint | None:
     if none of a run's checkpoints can be used.
     """
     if config.resume != "auto":
-        folder = local_run(str(config.resume), config.paths, config.storage)
-        if (folder / "config.json").is_file() and not (folder / "checkpoints").exists():
+        run = local_run(str(config.resume), config.paths, config.storage)
+        if (run / "config.json").is_file() and not (run / "checkpoints").exists():
             raise ConfigError(
                 f"resume={config.resume} is a model of Hugging Face, and only a run of train goes on. Start a run from "
                 f"its weights: init_from={config.resume}."
             )
-        named_one = open_checkpoint(folder)
+        named_one = open_checkpoint(run)
         _check_run_dir(config, named_one.folder.parent.parent)
         return named_one
     named = any(_key_of(word).split(".")[0] in (*_RESUME_CRITICAL, "name", "experiment") for word in overrides)
