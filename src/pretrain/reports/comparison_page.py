@@ -144,7 +144,7 @@ def comparison_page(comparison: Comparison, groups: Sequence[Group]) -> str:
 def _settings(heads: list[str], settings: dict[str, list[str]]) -> str:
     rows: list[list[Cell]] = [[code(key), *map(code, values)] for key, values in settings.items()]
     rest = f'<p class="note">and {len(rows) - MAX_SETTINGS} more</p>' if len(rows) > MAX_SETTINGS else ""
-    return table(heads, rows[:MAX_SETTINGS], stacks=len(heads) < 5) + rest
+    return table(heads, rows[:MAX_SETTINGS], stacks=len(heads) < 5, names_last=True) + rest
 
 
 def _curves(groups: Sequence[Group], metric: str) -> str:

@@ -66,6 +66,7 @@ svg text.label { fill: var(--ink); } svg text.strong { font-weight: 650; fill: v
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { text-align: left; vertical-align: top; padding: 6px 12px 6px 0; border-top: 1px solid var(--line); }
 th { color: var(--muted); font-weight: 600; border-top: 0; white-space: nowrap; }
+.wraps th { white-space: normal; }
 td { overflow-wrap: break-word; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; padding-right: 20px; }
 tr.best td { font-weight: 650; }
@@ -165,12 +166,14 @@ def number(text: object) -> Cell:
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None, *, stacks: bool = False
-) -> str:
+    heads: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None, *, stacks: bool = False,
+    names_last: bool = False,
+) -> str:  # fmt: skip
     """Return a table of texts and cells, empty without rows; row number `best` is marked.
 
     Where it is wider than the screen, it can be moved sideways, and a shadow shows that. With `stacks`, it has its
-    cells one below the other on a narrow screen.
+    cells one below the other on a narrow screen, each after its head; the last one only if it is a number or with
+    `names_last`. Long heads may take several lines.
     """
     if not rows:
         return ""
@@ -180,15 +183,15 @@ def table(
     body = []
     for position, row in enumerate(rows):
         cells = (cell if isinstance(cell, Cell) else Cell(escaped(cell)) for cell in row)
-        # the first cell needs no name, nor does the last one if it is a text
-        named = range(1, len(row) if are_numbers[-1] else len(row) - 1) if stacks else ()
+        named = range(1, len(row) if are_numbers[-1] or names_last else len(row) - 1) if stacks else ()
         labels = [f' data-head="{escaped(head)}"' if at in named else "" for at, head in enumerate(heads)]
         inner = "".join(
             f"<td{_kind(cell.is_number)}{label}>{cell.html}</td>" for cell, label in zip(cells, labels, strict=True)
         )
         body.append(f"<tr{' class=best' if position == best else ''}>{inner}</tr>")
     kind = "scroll stack" if stacks else "scroll"
-    return f'<div class="{kind}"><table>{head}<tbody>{"".join(body)}</tbody></table></div>'
+    wraps = " class=wraps" if max(map(len, heads), default=0) > 24 else ""
+    return f'<div class="{kind}"><table{wraps}>{head}<tbody>{"".join(body)}</tbody></table></div>'
 
 
 def _kind(is_number: bool) -> str:
