@@ -3,7 +3,8 @@
 Two-layer models of the bytes of one text, of widths 64 to 512 with heads of 32 channels, read the same batches for the
 same number of steps, in the standard parametrization and in muP with the base width 64, where both are the same model.
 For each width the rates around the best one of the width before are tried by factors of 2 until both neighbors of the
-best are worse, then those at a factor of 1.41 from it. The loss is that of fixed passages of the last twentieth.
+best are worse, then those at a factor of 1.41 from it. The loss is that of fixed passages of the last twentieth, the
+mean of `--seeds`, which differ in the initial weights and in the batches.
 
 A run that is done is a line of `--runs` and is not run again: typed again, the script goes on, and the saved result has
 the runs so far.
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -111,8 +113,8 @@ def train(run: Run, texts: Texts) -> float:
 class Runs:
     """Runs that are done, as lines of a file."""
 
-    def __init__(self, path: Path, texts: Texts, keep: Callable[[dict[Run, float]], None]) -> None:
-        self.path, self.texts, self.keep = path, texts, keep
+    def __init__(self, path: Path, texts: Texts, seeds: list[int], keep: Callable[[dict[Run, float]], None]) -> None:
+        self.path, self.texts, self.seeds, self.keep = path, texts, seeds, keep
         lines = path.read_text(encoding="utf8").splitlines() if path.exists() else []
         self.done = {Run(**record["run"]): float(record["loss"]) for record in map(json.loads, lines)}
         keep(self.done)
@@ -136,7 +138,7 @@ class Runs:
         """Return the run of the best rate around that of `run`."""
 
         def at(power: int) -> float:
-            return self.loss(replace(run, power=power))
+            return fmean(self.loss(replace(run, power=power, seed=seed)) for seed in self.seeds)
 
         power = run.power
         while at(found := min((power - COARSE, power, power + COARSE), key=at)) < at(power):
@@ -144,22 +146,28 @@ class Runs:
         return replace(run, power=min((power - 1, power, power + 1), key=at))
 
 
-def best_rates(done: dict[Run, float]) -> list[dict[str, Any]]:
-    """Return for each optimizer, parametrization and width the best rate so far, its loss and how many were tried."""
+def best_rates(done: dict[Run, float], seeds: list[int]) -> list[dict[str, Any]]:
+    """Return for each optimizer, parametrization and width the best rate so far, and the mean loss of each rate.
+
+    Of each seed the best rate alone is there, too, of the rates that all seeds have tried.
+    """
     found = list[dict[str, Any]]()
     for optimizer in OPTIMIZERS:
         for parametrization in ("standard", "mup"):
             for width in WIDTHS:
                 name = "standard" if width == WIDTHS[0] else parametrization
-                losses = {
-                    run.rate: loss for run, loss in done.items()
-                    if (run.optimizer, run.parametrization, run.width) == (optimizer, name, width)
-                }  # fmt: skip
+                by_rate: dict[float, dict[int, float]] = {}
+                for run, loss in done.items():
+                    if (run.optimizer, run.parametrization, run.width) == (optimizer, name, width):
+                        by_rate.setdefault(run.rate, {})[run.seed] = loss
+                by_rate = {rate: each for rate, each in by_rate.items() if set(seeds) <= set(each)}
+                losses = {rate: fmean(each[seed] for seed in seeds) for rate, each in by_rate.items()}
                 if losses:
                     rate = min(losses, key=lambda rate: losses[rate])
                     found.append({
                         "optimizer": optimizer, "parametrization": parametrization, "width": width, "rate": rate,
                         "loss": losses[rate], "losses": sorted(losses.items()),
+                        "of_seeds": [min(by_rate, key=lambda rate: by_rate[rate][seed]) for seed in seeds],
                     })  # fmt: skip
     return found
 
@@ -169,18 +177,19 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="a file of text, such as tinyshakespeare's input.txt")
     parser.add_argument("--runs", type=Path, default=Path("logs/mup_transfer/runs.jsonl"), help="file of the runs")
     parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="folder of the result; by default benchmarks/results")
     given = parser.parse_args()
-    settings = {"text": given.text.parent.name, "steps": STEPS, "tokens": STEPS * ROWS * LENGTH, "seed": 0}
+    settings = {"text": given.text.parent.name, "steps": STEPS, "tokens": STEPS * ROWS * LENGTH, "seeds": given.seeds}
     result = Result(
         "mup_transfer", f"python benchmarks/mup_transfer.py TEXT --optimizers {' '.join(given.optimizers)}", settings
     )
 
     def keep(done: dict[Run, float]) -> None:
-        result.figures = {"best": best_rates(done), "runs": len(done)}
+        result.figures = {"best": best_rates(done, given.seeds), "runs": len(done)}
         result.save(given.out)
 
-    runs = Runs(given.runs, read_texts(given.text), keep)
+    runs = Runs(given.runs, read_texts(given.text), given.seeds, keep)
     for optimizer in given.optimizers:
         starts = dict.fromkeys(("standard", "mup"), FIRST)
         for width in WIDTHS:

@@ -226,11 +226,15 @@ def mup_transfer(result: dict[str, Any]) -> str:
     rows = []
     for (optimizer, width), by_name in cells.items():
         both = [
-            (f"{found['rate']:.5f}", f"{found['loss']:.3f}") if found else ("", "")
+            (f"{found['rate']:.5f}", ", ".join(f"{rate:.5f}" for rate in found["of_seeds"]), f"{found['loss']:.3f}")
+            if found
+            else ("", "", "")
             for found in (by_name.get("standard"), by_name.get("mup"))
         ]
         rows.append((optimizer, str(width), *both[0], *both[1]))
-    head = ("optimizer", "width", "best rate, standard", "loss", "best rate, muP", "loss")
+    head = (
+        "optimizer", "width", "best rate, standard", "of each seed", "loss", "best rate, muP", "of each seed", "loss",
+    )  # fmt: skip
     return markdown(head, rows)
 
 
