@@ -367,7 +367,8 @@ def test_stages_of_a_run_whose_length_follows_from_its_text_are_known(tiny) -> N
     ("words", "message"),
     [
         (["stages.c.model.n_layers=3"], r"stages\.c\.model\.n_layers cannot change inside a run\. Did you mean"),
-        (["stages.c.divergence.max_rewinds=3"], r"stages\.c\.divergence\.max_rewinds cannot change inside a run"),
+        (["stages.c.divergence.max_rewinds=3"], r"cannot change .* for the whole run: divergence\.max_rewinds=3\."),
+        (["stages.c.optimizer.kind=adamw"], r"optimizer\.kind cannot .* Give it for the whole run: optimizer=adamw\."),
         (["stages.b.modle.context_length=3"], r"cannot change inside a run\. Did you mean model\.context_length"),
         (["stages.b.until_fraction=0.4"], r"is step 40, not after the end of stages\.a, step 50\. Try a later end"),
         (

@@ -249,7 +249,12 @@ def _check_entry(name: str, entry: dict[str, Any]) -> None:
                 f"stages.{name}.{key}={shown(value)} is not a mapping: a stage takes settings, and no presets. "
                 f"Try stages.{name}.{key}.kind={kind}, which has the defaults of its kind."
             )
-        if not _within(key, MAY_CHANGE) or _within(key, _MAY_NOT):
+        if _within(key, _MAY_NOT):
+            raise ConfigError(
+                f"stages.{name}.{key} cannot change inside a run. "
+                f"Give it for the whole run: {key.removesuffix('.kind')}={shown(value)}."
+            )
+        if not _within(key, MAY_CHANGE):
             known = ", ".join(each for each in MAY_CHANGE)
             raise ConfigError(
                 f"stages.{name}.{key} cannot change inside a run. {nearest(key, [*MAY_CHANGE, *ENDS])} "

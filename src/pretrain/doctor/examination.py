@@ -20,13 +20,16 @@ from pretrain.doctor.resume import ResumedRuns
 from pretrain.doctor.shrink import shrink
 from pretrain.errors import printable
 
+_OF_ROWS: dict[str, Callable[[Context], CheckResult]] = {
+    "each document is packed once": corpus.packed_once,
+    "each row is read once per epoch": corpus.order_is_a_permutation,
+    "the mixture has its weights": corpus.mixture_shares,
+}
 _OF_DATA: dict[str, Callable[[Context], CheckResult]] = {
     "every file matches its sha256": corpus.files_verify,
     "the tokenizer round trip keeps text": corpus.round_trip,
     "no special token inside a document": corpus.special_tokens_apart,
-    "each document is packed once": corpus.packed_once,
-    "each row is read once per epoch": corpus.order_is_a_permutation,
-    "the mixture has its weights": corpus.mixture_shares,
+    **_OF_ROWS,
 }
 
 
@@ -62,11 +65,11 @@ def checks(context: Context, part: Part) -> list[Check]:
 
 
 def _of_stages(context: Context) -> list[Check]:
-    """Return the checks of the corpus of each stage with other rows than the run."""
+    """Return the checks of the corpus of each stage with other rows than the run; of the same text those of its rows."""
     config, found = context.config, list[Check]()
     for stage in stages_of_other_rows(config):
         of_stage = Context(stage.config, context.folder, config.data)
-        tests = {"the corpus is prepared": corpus.prepared, **_OF_DATA}
+        tests = _OF_ROWS if stage.text == "" else {"the corpus is prepared": corpus.prepared, **_OF_DATA}
         found += [Check(Part.data, f"{stage.name}: {name}", partial(test, of_stage)) for name, test in tests.items()]
     return found
 
