@@ -15,6 +15,7 @@ from pretrain.commands.scale import Prediction, Scaling, _read_prediction
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.preset_folders import begins_with, use_configs
 from pretrain.config.registry import choices
+from pretrain.data.config import TokenizerConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.planning.config import LadderSize, ScaleConfig
 from pretrain.planning.ladder import Cell, cell_of, cells_of, parameters_of, size_for, with_size
@@ -61,6 +62,21 @@ def test_a_ladder_is_every_size_with_every_length() -> None:
     assert float(settings(flat.words)["optimizer.learning_rate"]) == scale().optimizer.learning_rate
     scaled_by_mup = cell_of(scale("model.parametrization=mup", "model.base_width=64"), LadderSize(2, 128), 1e5, ())
     assert "optimizer.learning_rate" not in settings(scaled_by_mup.words)
+
+
+class Runes(TokenizerConfig):
+    trains = True
+
+
+@pytest.mark.slow
+def test_lengths_may_follow_from_the_parameters() -> None:
+    config = scale("ladder.tokens_per_parameter=[0.5,2]", "batch_size=8", "model.context_length=64")
+    sizes = [LadderSize(2, 64), LadderSize(4, 128)]
+    expected = [ratio * parameters_of(config, size, 2048) for size in sizes for ratio in (0.5, 2)]
+    assert [cell.steps * 512 for cell in cells_of(config, set())] == [pytest.approx(each, abs=512) for each in expected]
+    config.tokenizer = Runes(kind="runes")
+    with pytest.raises(ConfigError, match=r"ladder\.tokens_per_parameter=\[0\.5, 2\.0\] takes a .* Try ladder\.tokens"):
+        cells_of(config, set())
 
 
 @pytest.mark.slow
@@ -115,6 +131,11 @@ def test_the_shape_for_a_budget_has_whole_heads() -> None:
         ("ladder.sizes=[2x64]", r"ladder\.sizes=\['2x64'\] are not at least two different ones\. Try ladder\.sizes="),
         ("ladder.tokens=[5,5]", r"ladder\.tokens=\[5, 5\] are not at least two different ones"),
         ("ladder.tokens=[0,5]", r"ladder\.tokens=0 is below 1\. Try ladder\.tokens=\[500000,1000000\]"),
+        ("ladder.tokens_per_parameter=[1,0]", r"tokens_per_parameter=\[1\.0, 0\.0\] are not all above 0\. Try"),
+        (
+            "ladder.tokens_per_parameter=[2]",
+            r"=\[2\.0\] are not at least two .*_per_parameter=\[1,2,4\]",
+        ),
         (
             "resume=auto",
             r"scale trains runs of its own from their first step: leave resume, branch, stages and size out",

@@ -30,7 +30,7 @@ from pretrain.files.records import read_record
 from pretrain.files.untrusted_files import read_json
 from pretrain.launch.run_folder import finished_run
 from pretrain.planning.config import LadderSize, ScaleConfig
-from pretrain.planning.ladder import Cell, cell_of, cells_of, parameters_of, size_for
+from pretrain.planning.ladder import Cell, cell_of, cells_of, lengths_of, parameters_of, size_for
 from pretrain.planning.scaling_fit import Fit, Point, Range, fit_law
 from pretrain.program import SCRIPTS, command
 from pretrain.reports.groups import as_json
@@ -148,7 +148,9 @@ class Scaling:
         settings = self.config.ladder
         if settings.held_out is None:
             return None
-        tokens = settings.held_out_tokens or 2 * max(settings.tokens)
+        sizes = [LadderSize.read(size) for size in settings.sizes]
+        longest = max(tokens for size in sizes for tokens in lengths_of(self.config, size))
+        tokens = settings.held_out_tokens or 2 * longest
         return cell_of(self.config, LadderSize.read(settings.held_out), tokens, self.typed)
 
     def _held_out(self, fit: Fit, vocab_size: int, cells: list[Cell], cell: Cell) -> HeldOut:

@@ -65,7 +65,7 @@ def checks(context: Context, part: Part) -> list[Check]:
 
 
 def _of_stages(context: Context) -> list[Check]:
-    """Return the checks of the corpus of each stage with other rows than the run; of the same text those of its rows."""
+    """Return the checks of the corpus of each stage with other rows than the run; of the same text, of its rows."""
     config, found = context.config, list[Check]()
     for stage in stages_of_other_rows(config):
         of_stage = Context(stage.config, context.folder, config.data)

@@ -1,5 +1,6 @@
 """Settings of `python src/plan.py`: those of the training run to plan, and of its target machine."""
 
+import math
 import re
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -129,11 +130,15 @@ class LadderConfig(Settings):
         default_factory=lambda: [500_000, 1_000_000, 2_000_000],
         about="Lengths of the runs of every size, each with a schedule of its own that ends with it, in tokens.",
     )
+    tokens_per_parameter: list[float] = setting(
+        default_factory=list,
+        about="Lengths as tokens for each parameter of a size, instead of ladder.tokens, such as [1, 2, 4]; []: those.",
+    )
     held_out: str | None = setting(
         None, "A larger size, whose loss is predicted in a file before it is trained; null: none.", example="6x192"
     )
     held_out_tokens: int | None = setting(
-        None, "Length of that run; null: twice the longest of ladder.tokens.", bounds="[1, inf)", unit="tokens",
+        None, "Length of that run; null: twice that of the ladder's longest run.", bounds="[1, inf)", unit="tokens",
         example=4_000_000,
     )  # fmt: skip
     budget: float | None = setting(
@@ -159,12 +164,17 @@ class LadderConfig(Settings):
             LadderSize.read(self.held_out, "ladder.held_out")
         if any(tokens < 1 for tokens in self.tokens):
             raise ConfigError(f"ladder.tokens={min(self.tokens)} is below 1. Try ladder.tokens=[500000,1000000].")
-        for name in ("sizes", "tokens"):
+        ratios = self.tokens_per_parameter
+        if any(not 0.0 < ratio < math.inf for ratio in ratios):
+            raise ConfigError(
+                f"ladder.tokens_per_parameter={ratios} are not all above 0. Try ladder.tokens_per_parameter=[1,2,4]."
+            )
+        for name in ("sizes", "tokens_per_parameter" if ratios else "tokens"):
             values = getattr(self, name)
             if len(set(values)) < 2 or len(set(values)) < len(values):
                 raise ConfigError(
                     f"ladder.{name}={values} are not at least two different ones. Try ladder.sizes=[2x64,3x96,4x128] "
-                    "ladder.tokens=[500000,1000000,2000000]."
+                    + ("ladder.tokens_per_parameter=[1,2,4]." if ratios else "ladder.tokens=[500000,1000000,2000000].")
                 )
 
 

@@ -35,11 +35,27 @@ class Cell:
 
 def cells_of(config: ScaleConfig, typed: Collection[str]) -> list[Cell]:
     """Return the runs of the ladder, smallest first; `typed` are the names of settings that stay as they are."""
-    return [
-        cell_of(config, LadderSize.read(size), tokens, typed)
-        for size in config.ladder.sizes
-        for tokens in config.ladder.tokens
-    ]
+    sizes = [LadderSize.read(size) for size in config.ladder.sizes]
+    return [cell_of(config, size, tokens, typed) for size in sizes for tokens in lengths_of(config, size)]
+
+
+def lengths_of(config: ScaleConfig, size: LadderSize) -> list[float]:
+    """Return the lengths of the runs of a size in tokens.
+
+    Raises ConfigError where they follow from the parameters, and those from a vocabulary of unknown size.
+    """
+    ratios = config.ladder.tokens_per_parameter
+    if not ratios:
+        return [float(tokens) for tokens in config.ladder.tokens]
+    try:
+        vocab_size = config.tokenizer.largest_vocabulary()
+    except ConfigError as error:
+        raise ConfigError(
+            f"ladder.tokens_per_parameter={ratios} takes a vocabulary of known size, to count parameters before the "
+            f"first run, and tokenizer.kind={config.tokenizer.kind} has none. Try ladder.tokens=[1000000,2000000]."
+        ) from error
+    parameters = parameters_of(config, size, vocab_size)
+    return [ratio * parameters for ratio in ratios]
 
 
 def cell_of(config: ScaleConfig, size: LadderSize, tokens: float, typed: Collection[str]) -> Cell:
