@@ -4,6 +4,10 @@ Runs `src/scale.py`: five sizes with three lengths, then a run of about four tim
 loss is written to a file before it starts. A finished run is not trained again: typed again, the script goes on. The
 saved result has the law with its intervals, the losses and what was predicted.
 
+The causal runs have the same tokens for each parameter at every size. With the same lengths for all sizes, small models
+end above the law at many tokens for each parameter, large ones below it, and the interval of the larger run is twice as
+wide.
+
 `--objective masked` does so for masked models. Half of their layers attend to 16 tokens: where all layers attend to the
 whole row, a small masked model learns little but the frequencies of tokens for a million tokens or more.
 """
@@ -35,8 +39,8 @@ SHARED = [
 ]  # fmt: skip
 LADDERS = {
     "causal": [
-        "ladder.tokens=[1000000,2000000,4000000]", "ladder.sizes=[2x96,3x96,3x128,4x160,4x192]",
-        "ladder.held_out=5x224", "ladder.held_out_tokens=10000000",
+        "ladder.tokens_per_parameter=[1.25,2.5,5]", "ladder.sizes=[2x96,3x96,3x128,4x128,4x160]",
+        "ladder.held_out=5x224", "ladder.held_out_tokens=14000000",
     ],
     "masked": [
         "objective=masked_30", "model.n_heads=4", "model.sliding_window=16", "model.global_attention_every=2",
