@@ -207,7 +207,7 @@ def _member(run: RunFiles, origin: str) -> Member:
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings as a resume reads them: one that is newer than the run has its default, and names are the current ones.
+    """Return settings as a resume reads them: those newer than the run have their defaults, and names are current.
 
     Those that this version cannot read, such as of a plug-in that is not loaded, are returned as they are.
     """
