@@ -85,6 +85,7 @@ def test_a_rank_left_over_is_at_odds_with_slurms(environment):
         ("gpu[03-07,12],cpu1", "gpu03"),
         ("a[1,3]-ib", "a1-ib"),
         ("10.0.0.1", "10.0.0.1"),
+        ("rack[2-3]node[05,07-09]x,cpu1", "rack2node05x"),
     ],
 )
 def test_the_first_machine_of_a_shortened_list(names: str, first: str):

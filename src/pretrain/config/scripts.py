@@ -69,7 +69,7 @@ class InspectConfig(Settings):
     """The rows that a step of a run read."""
 
     run: str = setting("auto", "A run folder; auto: the newest run.")
-    step: int = setting(MISSING, "The optimizer step, from 1 on.")
+    step: int = setting(MISSING, "The optimizer step, from 1 on.", bounds="[1, inf)", example=1)
     characters: int = setting(200, "Characters of each document to print.", bounds="[0, inf)", unit="characters")
     plugins: list[str] = plugins_setting()
     paths: PathsConfig = field(default_factory=PathsConfig)

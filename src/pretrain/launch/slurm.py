@@ -65,8 +65,8 @@ def _check_step() -> None:
 
 
 def first_machine(names: str) -> str:
-    """Return the first name of a list in Slurm's short form, such as `gpu[03-07,12],cpu1`."""
-    match = re.match(r"([^,\[]+)(?:\[(\d+)[^]]*\]([^,]*))?", names)
+    """Return the first name of a list in Slurm's short form, such as `gpu[03-07,12],cpu1` or `rack[1-4]node[2,5]`."""
+    match = re.match(r"[^,\[]+(?:\[\d[^]]*\][^,\[]*)*", names)
     if match is None:
         raise ConfigError(f"SLURM_STEP_NODELIST={names} names no machine. Try torchrun instead of srun.")
-    return "".join(filter(None, match.groups()))
+    return re.sub(r"\[(\d+)[^]]*\]", r"\1", match[0])
