@@ -11,19 +11,16 @@ Typed again, the script goes on after the runs that are done.
 """
 
 import argparse
-import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from comparison import Result, typed
 from corpora import assets
 from novels import parts
-from time_to_loss import CHARACTERS, split
+from seed_runs import SCRIPTS, SeedRun, compared, train_all
+from time_to_loss import READS_CHARACTERS, split
 
 MEASURES = (
     "src/pretrain/models",
@@ -34,8 +31,8 @@ MEASURES = (
     "configs/experiment/novels_small.yaml",
 )
 
-HERE = Path(__file__).parents[1]
 BEFORE, NOW, CHARACTERS_NOW = "before", "now", "now_characters"
+EXPERIMENTS = {"shakespeare": "experiment=shakespeare", "novels": "experiment=novels_small"}
 MINUTES = {"shakespeare": 0.85, "novels": 3.0}  # of training; the first is what nanoGPT's setting takes
 SHARED = [
     "trainer.accelerator=cpu", "trainer.max_steps=-1", "trainer.val_check_interval=1000000",
@@ -47,7 +44,7 @@ def checkout(commit: str, folder: Path) -> Path:
     """Return a folder with the files of a commit, checked out unless it is there."""
     found = folder / "checkout"
     if not found.exists():
-        subprocess.run(["git", "clone", "--quiet", "--no-checkout", HERE, found], check=True)
+        subprocess.run(["git", "clone", "--quiet", "--no-checkout", SCRIPTS.parent, found], check=True)
         subprocess.run(["git", "-C", found, "checkout", "--quiet", "--detach", commit], check=True)
     return found
 
@@ -57,53 +54,28 @@ def text_of(what: str, folder: Path) -> list[str]:
     if what == "novels":
         return parts(assets() / "corpora" / "english_novels", choose=False)
     text = (assets() / "corpora" / "tinyshakespeare" / "input.txt").read_text(encoding="utf8")
-    return split(text, folder.resolve(), choose=False)
+    return split(text, folder, choose=False)
 
 
-def runs(given: argparse.Namespace, earlier: Path) -> Iterator[tuple[Path, Path, list[str]]]:
-    """Yield the code, the folder and the overrides of each run, seed by seed."""
-    experiment = "experiment=shakespeare" if given.what == "shakespeare" else "experiment=novels_small"
-    shared = [experiment, *SHARED, *text_of(given.what, given.folder), f"trainer.max_time={given.minutes}"]
+def runs(given: argparse.Namespace, earlier: Path) -> Iterator[SeedRun]:
+    """Yield the runs, seed by seed."""
+    shared = [EXPERIMENTS[given.what], *SHARED, *text_of(given.what, given.folder), f"trainer.max_time={given.minutes}"]
+    groups = {BEFORE: (earlier / "src", []), NOW: (SCRIPTS, [])}
+    if given.what == "shakespeare":
+        groups[CHARACTERS_NOW] = (SCRIPTS, READS_CHARACTERS)
     for seed in given.seeds:
-        for name, code in ((BEFORE, earlier), (NOW, HERE), (CHARACTERS_NOW, HERE)):
-            if name == CHARACTERS_NOW and given.what != "shakespeare":
-                continue
-            folder: Path = given.folder / name / f"seed={seed}"
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            words = CHARACTERS[2:] if name == CHARACTERS_NOW else []
-            cache = given.folder.resolve() / ("cache_before" if name == BEFORE else "cache")
-            yield code, folder, [*shared, *words, f"seed={seed}", f"paths.cache_dir={cache}"]
-
-
-def train(code: Path, folder: Path, words: list[str]) -> None:
-    """Train one run with one thread, or go on with it, unless it is complete."""
-    if (folder / "report.json").exists():
-        return
-    resume = ["resume=auto"] if folder.exists() else []
-    script = code / "src" / "train.py"
-    command = [sys.executable, str(script), *words, f"paths.run_dir={folder.resolve()}", *resume]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)}
-    with (folder.parent / f"{folder.name}.log").open("a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
-    print(f"{folder.parent.name} {folder.name}", flush=True)
+        for name, (scripts, words) in groups.items():
+            cache = given.folder / ("cache_before" if name == BEFORE else "cache")
+            folder = given.folder / name / f"seed={seed}"
+            yield SeedRun(folder, [*shared, *words, f"seed={seed}", f"paths.cache_dir={cache}"], scripts)
 
 
 def verdict(folder: Path) -> list[dict[str, Any]]:
     """Print what `src/compare.py` says of all runs and return its figures for each group."""
-    page = folder / "compare.html"
     names = [name for name in (BEFORE, NOW, CHARACTERS_NOW) if (folder / name).exists()]
-    command = [sys.executable, str(HERE / "src" / "compare.py"), *(str(folder / name) for name in names)]
-    subprocess.run([*command, f"output={page}", "metric=val/bits_per_byte"], check=True)
-    found = json.loads(page.with_suffix(".json").read_text(encoding="utf8"))
+    groups = compared([folder / name for name in names], folder / "compare.html", ["metric=val/bits_per_byte"])
     return [
-        {
-            "code": name,
-            "bits_per_byte": [run["final"] for run in group["runs"]],
-            "steps": [run["steps"] for run in group["runs"]],
-            "difference": group["difference"],
-            "p_holm": group["p_holm"],
-        }
-        for name, group in zip(names, found["groups"], strict=True)
+        {"code": name, "bits_per_byte": group.pop("finals"), **group} for name, group in zip(names, groups, strict=True)
     ]
 
 
@@ -118,15 +90,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of the runs; default: below logs/against_commit")
     given = parser.parse_args()
     given.minutes = given.minutes or MINUTES[given.what]
-    asked = ["git", "-C", HERE, "rev-parse", "--short", given.commit]
+    asked = ["git", "-C", SCRIPTS, "rev-parse", "--short", given.commit]
     commit = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
     given.folder = given.folder or Path("logs/against_commit") / f"{given.what}-{commit}"
+    given.folder = given.folder.resolve()  # of two codes, of which each has a working folder of its own
     given.folder.mkdir(parents=True, exist_ok=True)
     settings = {"commit": commit, "minutes": given.minutes, "seeds": given.seeds}
     result = Result(f"against_commit_{given.what}", typed(), settings)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        for each in [pool.submit(train, *run) for run in runs(given, checkout(commit, given.folder))]:
-            each.result()
+    train_all(runs(given, checkout(commit, given.folder)), given.jobs)
     result.figures["rows"] = verdict(given.folder)
     result.finish()
 

@@ -9,18 +9,14 @@ after the runs that are done.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from comparison import Result
 from corpora import assets
 from novels import parts
+from seed_runs import SeedRun, compared, train_all
 
 MEASURES = (
     "src/pretrain/models",
@@ -29,7 +25,6 @@ MEASURES = (
     "configs/experiment/novels_small.yaml",
 )
 
-SCRIPTS = Path(__file__).parents[1] / "src"
 CHOICES = {
     "recipe": [],
     "residual_scalars": ["model.residual_scalars=true"],
@@ -43,44 +38,20 @@ SHARED = [
 ]  # fmt: skip
 
 
-def train(folder: Path, words: list[str]) -> None:
-    """Train one run with one thread, or go on with it, unless it is complete."""
-    if (folder / "report.json").exists():
-        return
-    resume = ["resume=auto"] if folder.exists() else []
-    command = [sys.executable, str(SCRIPTS / "train.py"), *SHARED, *words, f"paths.run_dir={folder}", *resume]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with (folder.parent / f"{folder.name}.log").open("a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
-    print(f"{folder.parent.name} {folder.name}", flush=True)
-
-
-def runs(given: argparse.Namespace) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the folder and the settings of each run, seed by seed."""
+def runs(given: argparse.Namespace) -> Iterator[SeedRun]:
+    """Yield the runs, seed by seed."""
     text = parts(assets() / "corpora" / "english_novels", choose=True)
     for seed in given.seeds:
         for name in given.only:
-            folder: Path = given.folder / name / f"seed={seed}"
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            yield folder, [*text, *CHOICES[name], f"seed={seed}", f"trainer.max_time={given.minutes}"]
+            words = [*SHARED, *text, *CHOICES[name], f"seed={seed}", f"trainer.max_time={given.minutes}"]
+            yield SeedRun(given.folder / name / f"seed={seed}", words)
 
 
 def verdict(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Print what `src/compare.py` says of all runs and return its figures for each choice."""
-    page = given.folder / "compare.html"
-    folders = [str(given.folder / name) for name in given.only]
-    command = [sys.executable, str(SCRIPTS / "compare.py"), *folders, f"output={page}"]
-    subprocess.run(command, check=True)
-    found = json.loads(page.with_suffix(".json").read_text(encoding="utf8"))
+    groups = compared([given.folder / name for name in given.only], given.folder / "compare.html")
     return [
-        {
-            "choice": name,
-            "losses": [run["final"] for run in group["runs"]],
-            "steps": [run["steps"] for run in group["runs"]],
-            "difference": group["difference"],
-            "p_holm": group["p_holm"],
-        }
-        for name, group in zip(given.only, found["groups"], strict=True)
+        {"choice": name, "losses": group.pop("finals"), **group} for name, group in zip(given.only, groups, strict=True)
     ]
 
 
@@ -95,9 +66,7 @@ def main() -> None:
     given = parser.parse_args()
     command = f"python benchmarks/novels_settings.py --minutes {given.minutes:g} --jobs {given.jobs}"
     result = Result("novels_settings", command, {"minutes": given.minutes, "seeds": given.seeds})
-    with ThreadPoolExecutor(given.jobs) as pool:
-        for each in [pool.submit(train, *run) for run in runs(given)]:
-            each.result()
+    train_all(runs(given), given.jobs)
     result.figures["rows"] = verdict(given)
     result.finish(keep=given.only == list(CHOICES))
 

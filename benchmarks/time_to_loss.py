@@ -34,7 +34,8 @@ MEASURES = (
 TRAIN = Path(__file__).parents[1] / "src" / "train.py"
 BASELINE = ["experiment=shakespeare_char"]
 SUBWORDS = ["experiment=shakespeare", "trainer.max_steps=-1"]
-CHARACTERS = [*SUBWORDS, "tokenizer=bytes", "optimizer.learning_rate=3e-3"]
+READS_CHARACTERS = ["tokenizer=bytes", "optimizer.learning_rate=3e-3"]  # instead of the subwords of the experiment
+CHARACTERS = [*SUBWORDS, *READS_CHARACTERS]
 EARLY = [
     "tokenizer.vocab_size=1024", "optimizer.learning_rate=8e-3", "model.context_length=128", "schedule.warmup_steps=10",
 ]  # fmt: skip

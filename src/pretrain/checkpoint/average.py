@@ -102,7 +102,8 @@ def _without_adapters(kept: dict[str, Any], parameters: int) -> dict[str, Any]:
 class _Merged:
     """The weights of a checkpoint by name and with their shapes, each adapter merged into its matrix.
 
-    The low-rank matrices A and B are not averaged apart: the product of their means is not the mean of their products.
+    The low-rank matrices A and B are not averaged separately, as the product of their means is not the mean of their
+    products.
     """
 
     def __init__(self, saved: TensorFiles, lora: LoraConfig) -> None:

@@ -148,9 +148,8 @@ class Scaling:
         settings = self.config.ladder
         if settings.held_out is None:
             return None
-        sizes = [LadderSize.read(size) for size in settings.sizes]
-        longest = max(tokens for size in sizes for tokens in lengths_of(self.config, size))
-        tokens = settings.held_out_tokens or 2 * longest
+        lengths = (lengths_of(self.config, LadderSize.read(size)) for size in settings.sizes)
+        tokens = settings.held_out_tokens or 2 * max(map(max, lengths))
         return cell_of(self.config, LadderSize.read(settings.held_out), tokens, self.typed)
 
     def _held_out(self, fit: Fit, vocab_size: int, cells: list[Cell], cell: Cell) -> HeldOut:

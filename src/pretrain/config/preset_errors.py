@@ -53,16 +53,20 @@ def of_file(error: Exception) -> ConfigError | None:
         declared: Any = OmegaConf.get_type(cause.parent_node)
         if above in groups() and is_base(declared):
             return without_kind(above, file)
-        name = key.rpartition(".")[2]
-        kinds = choices(above) if above in groups() else {}
-        having = [f"{above}={kind}" for kind, each in kinds.items() if name in {field.name for field in fields(each)}]
-        if having:
+        if kinds := _kinds_with(key):
             return ConfigError(
-                f"{key} in {file} is a setting of {' and '.join(having)}, and {above}={kind_of(declared)} is chosen. "
-                f"Choose {having[0]}, or leave {key} out of the file."
+                f"{key} in {file} is a setting of {' and '.join(kinds)}, and {above}={kind_of(declared)} is chosen. "
+                f"Choose {kinds[0]}, or leave {key} out of the file."
             )
         return ConfigError(f"{key} in {file} is not a setting. {nearest(key, known)}")
     return ConfigError(f"{key} in {file} does not fit: {sentence(cause)}")
+
+
+def _kinds_with(key: str) -> list[str]:
+    """Return the presets of a group whose kinds have a setting, such as tokenizer=bpe for tokenizer.vocab_size."""
+    group, _, name = key.rpartition(".")
+    kinds = choices(group) if group in groups() else {}
+    return [f"{group}={kind}" for kind, each in kinds.items() if name in {field.name for field in fields(each)}]
 
 
 def is_base(declared: Any) -> bool:

@@ -160,7 +160,7 @@ def stage_texts(config: RunConfig) -> list[DataConfig]:
 
 
 def stages_of_other_rows(config: RunConfig) -> list[Stage]:
-    """Return the stages whose rows, by their text or by how they are packed, are neither the run's nor those before."""
+    """Return the stages whose rows differ, by text or packing, from those of the run and of all stages before."""
     seen, found = [_rows_of(config)], list[Stage]()
     for stage in course_of(_of_some_length(config)).stages:
         if _rows_of(stage.config) not in seen:
