@@ -4,12 +4,13 @@ Runs `src/scale.py`: five sizes with three lengths, then a run of about four tim
 loss is written to a file before it starts. A finished run is not trained again: typed again, the script goes on. The
 saved result has the law with its intervals, the losses and what was predicted.
 
-The causal runs have the same tokens for each parameter at every size. With the same lengths for all sizes, small models
+The runs have the same tokens for each parameter at every size. With the same lengths for all sizes, small models
 end above the law at many tokens for each parameter, large ones below it, and the interval of the larger run is twice as
 wide.
 
 `--objective masked` does so for masked models. Half of their layers attend to 16 tokens: where all layers attend to the
-whole row, a small masked model learns little but the frequencies of tokens for a million tokens or more.
+whole row, a small masked model learns little but the frequencies of tokens for a million tokens or more. Its runs read
+more tokens for each parameter: losses after less than a million tokens lie far from any law.
 """
 
 import argparse
@@ -44,8 +45,8 @@ LADDERS = {
     ],
     "masked": [
         "objective=masked_30", "model.n_heads=4", "model.sliding_window=16", "model.global_attention_every=2",
-        "ladder.tokens=[600000,1200000,2400000]", "ladder.sizes=[2x64,2x96,3x128,4x160,4x192]",
-        "ladder.held_out=6x224", "ladder.held_out_tokens=5100000",
+        "ladder.tokens_per_parameter=[2,4,8]", "ladder.sizes=[2x96,3x96,2x128,3x128,4x128]",
+        "ladder.held_out=4x192", "ladder.held_out_tokens=16300000",
         "trainer.val_check_interval=100000",
     ],
 }  # fmt: skip
