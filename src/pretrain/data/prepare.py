@@ -106,7 +106,8 @@ def prepare(
     """
     sources = _open(data, cache, report)
     with storage_errors(cache):
-        learned = sources if trained_on is None or not tokenizer.trains else _open(trained_on, cache, report)
+        learns_from = _tokenizer_text(data, tokenizer, trained_on)
+        learned = sources if learns_from is data else _open(learns_from, cache, report)
         trained = _with_chat_template(_cached_tokenizer(learned, tokenizer, cache, report), data)
         corpora = {}
         for name, source in sources.items():
@@ -122,12 +123,11 @@ def find_prepared(
 
     Nothing is written or downloaded; local files are hashed, at about 1 GB/s. Raises DataError as `prepare` does.
     """
-    if trained_on is None or not tokenizer.trains:
-        trained_on = data
-    if not all(part.is_local() for text in (data, trained_on) for part in text.parts().values()):
+    learns_from = _tokenizer_text(data, tokenizer, trained_on)
+    if not all(part.is_local() for text in (data, learns_from) for part in text.parts().values()):
         return None  # the newest commit can be looked up on the hub only, a manifest in its storage only
     sources = _open(data, cache, report=lambda line: None)
-    learned = sources if trained_on is data else _open(trained_on, cache, report=lambda line: None)
+    learned = sources if learns_from is data else _open(learns_from, cache, report=lambda line: None)
     has_one = any(source.stores for source in learned.values())
     if tokenizer.trains and not has_one and not (_tokenizer_folder(learned, tokenizer, cache) / _TRAINED).exists():
         return None
@@ -137,7 +137,12 @@ def find_prepared(
         streamed = source.config.mode is Mode.stream
         if not (folder.exists() and Ledger(folder).eras if streamed else (folder / "done.json").exists()):
             return None
-    return prepare(data, tokenizer, cache, lambda line: None, trained_on)
+    return prepare(data, tokenizer, cache, lambda line: None, learns_from)
+
+
+def _tokenizer_text(data: DataConfig, tokenizer: TokenizerConfig, trained_on: DataConfig | None) -> DataConfig:
+    """Return the text that a trained tokenizer learns from; `data` where none is trained."""
+    return data if trained_on is None or not tokenizer.trains else trained_on
 
 
 def kept_store(fingerprint: str, cache: Path) -> Store | None:
