@@ -64,6 +64,36 @@ def test_a_delimiter_stands_between_query_and_choice(
     assert cloze == Cloze(query, continuation)
 
 
+ARC = {"text": ["cat", "dog"], "label": ["A", "B"]}
+PUBLISHED: list[tuple[dict[str, Any], str, tuple[str, ...], int]] = [  # fields as published, query, continuations, gold
+    ({"id": "1", "question": "Who barks?", "choices": ARC, "answerKey": "B"},
+     "Question: Who barks?\nAnswer:", (" cat", " dog"), 1),
+    ({"question": {"stem": "Who?", "choices": [{"text": "x", "label": "1"}, {"text": "y", "label": "2"}]},
+      "answerKey": "2"}, "Question: Who?\nAnswer:", (" x", " y"), 1),
+    ({"question_stem": "Dogs", "choices": ARC, "answerKey": "A"}, "Dogs", (" cat", " dog"), 0),
+    ({"question": "1 + 1?", "subject": "sums", "choices": ["2", "3"], "answer": 0},
+     "Question: 1 + 1?\nAnswer:", (" 2", " 3"), 0),
+    ({"activity_label": "Roof", "ctx_a": "A man sits [title] here.", "ctx_b": "he", "ctx": "-", "label": "1",
+      "endings": ["is [x] up.", "jumps"]}, "Roof: A man sits. here. He", (" is up.", " jumps"), 1),
+    ({"question": "Who?", "choices": ["x", "y"], "answer": "B"}, "Question: Who?\nAnswer:", (" x", " y"), 1),
+    ({"goal": "open", "sol1": "push", "sol2": "pull", "label": 1}, "Question: open\nAnswer:", (" push", " pull"), 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "query", "continuations", "gold"), PUBLISHED)
+def test_published_files_are_read_as_they_are(
+    tmp_path: Path, record: dict[str, Any], query: str, continuations: tuple[str, ...], gold: int
+) -> None:
+    (found,) = read_examples(Task.multiple_choice, write(tmp_path / "set.jsonl", record)).examples
+    assert isinstance(found, MultipleChoice)
+    assert (found.query, found.continuations, found.gold) == (query, continuations, gold)
+
+
+def test_the_last_word_of_lambada_as_published_is_the_continuation(tmp_path: Path) -> None:
+    (found,) = read_examples(Task.cloze, write(tmp_path / "lambada.jsonl", {"text": "He saw the sea "})).examples
+    assert found == Cloze("He saw the", " sea")
+
+
 def test_a_part_is_spaced_evenly_and_always_the_same(tmp_path: Path) -> None:
     records = [{**PAIR, "UID": str(number)} for number in range(10)]
     path = write(tmp_path / "pairs.jsonl", *records)
@@ -95,7 +125,18 @@ REFUSED: list[tuple[Task, Any, str]] = [
     (
         Task.multiple_choice,
         {"query": "a", "choices": ["b", "c"], "gold": 2},
-        r"the index of the correct choice, 0 to 1",
+        r"gold must be the index or label of one of the 2 choices",
+    ),
+    (
+        Task.multiple_choice,
+        {"question": "a", "choices": ["b", "c"]},
+        r"query, choices and gold must be there, or the pub",
+    ),
+    (Task.multiple_choice, {"query": 3, "choices": ["b", "c"], "gold": 0}, r"the question must be a text"),
+    (
+        Task.multiple_choice,
+        {"ctx": "a", "endings": ["b", "c"], "label": ""},
+        r"label must be the index or label of one",
     ),
     (Task.multiple_choice, {"query": "a", "choices": ["b", " "], "gold": 0}, r"at least two texts, none of them empty"),
     (

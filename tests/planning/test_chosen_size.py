@@ -144,6 +144,9 @@ def test_what_no_size_can_do_is_refused(words: list[str], message: str) -> None:
 def test_without_a_typed_length_the_rule_decides(plan: Plan, target: Target) -> None:
     config = plan("data=text_files", "data.path=x", "model.context_length=256", "batch_size=8")
     assert config.trainer.max_steps is None
+    for data in ("data=curated", "data=prepared"):
+        assert plan(data, "data.path=x").trainer.max_steps is None
+    assert plan("data=curated", "data.path=x", "data.mode=stream").trainer.max_steps == 800
     steps, line = length_by_rule(config, 1_000_000, 10**9)
     assert steps == round(20_000_000 / 2048)
     assert "20 tokens for each of 1,000,000 parameters" in line

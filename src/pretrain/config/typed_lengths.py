@@ -8,6 +8,7 @@ _LENGTHS = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
 _WARMUPS = ("schedule.warmup_steps", "schedule.warmup_tokens", "schedule.warmup_fraction")
 # what brings a length that was chosen for it, or continues from weights, which takes another length
 _WITH_LENGTH = {"experiment", "recipe", "init_from", "size"}
+_OWN_TEXT = ("text_files", "hugging_face", "curated", "prepared")  # kinds whose data.path is the user's own
 DEVICE_PRESETS = ("auto", "cpu", "gpu", "ddp", "fsdp")  # presets of the trainer without a length
 
 
@@ -54,5 +55,5 @@ def _is_left_open(tree: Any, typed: dict[str, str]) -> bool:
     """Return whether nothing typed gives the length of a run on the user's own text, all of it known in advance."""
     if typed.keys() & {*_LENGTHS, *_WITH_LENGTH} or typed.get("trainer", "auto") not in DEVICE_PRESETS:
         return False
-    own_text = "data.path" in typed and tree.data.kind in ("text_files", "hugging_face")
+    own_text = "data.path" in typed and tree.data.kind in _OWN_TEXT
     return own_text and tree.data.mode.name == "prepare" and typed.get("model") != "imported"

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pretrain.config.setting import read_escapes
 from pretrain.data.config import Format
+from pretrain.data.curation.contamination.choice_fields import choice_fields
 from pretrain.data.curation.contamination.eval_sets import item_key, set_name
 from pretrain.data.sources.column_files import json_lines, read_records
 from pretrain.data.sources.compressed_files import opened
@@ -164,11 +165,16 @@ def _stereotype_pair(record: _Record, delimiter: str) -> StereotypePair:
 
 
 def _multiple_choice(record: _Record, delimiter: str) -> MultipleChoice:
-    query, choices, gold = record.text("query"), record.values.get("choices"), record.values.get("gold")
+    fields = choice_fields(record.values)
+    if fields is None:
+        raise record.error("query, choices and gold", "there, or the published fields of ARC, HellaSwag or the like")
+    query, choices, gold = fields.query(), fields.choices, fields.gold
+    if not isinstance(query, str) or not _is_unicode(query):
+        raise record.error("the question", "a text")
     if not isinstance(choices, list) or len(choices) < 2 or not all(map(_is_choice, choices)):
-        raise record.error("choices", "a list of at least two texts, none of them empty")
+        raise record.error("the choices", "a list of at least two texts, none of them empty")
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
-        raise record.error("gold", f"the index of the correct choice, 0 to {len(choices) - 1}")
+        raise record.error(fields.gold_name, f"the index or label of one of the {len(choices)} choices")
     continuations = tuple(_delimited(query, choice, delimiter) for choice in choices)
     return MultipleChoice(
         query, continuations, tuple(len(choice.encode()) for choice in choices), gold, record.location
@@ -176,7 +182,10 @@ def _multiple_choice(record: _Record, delimiter: str) -> MultipleChoice:
 
 
 def _cloze(record: _Record, delimiter: str) -> Cloze:
-    context, continuation = record.text("context"), record.nonempty_text("continuation")
+    if "text" in record.values and "context" not in record.values:  # LAMBADA as it is published
+        context, _, continuation = record.nonempty_text("text").rstrip().rpartition(" ")
+    else:
+        context, continuation = record.text("context"), record.nonempty_text("continuation")
     return Cloze(context, _delimited(context, continuation, delimiter), record.location)
 
 

@@ -240,7 +240,7 @@ def test_another_set_reads_no_input_again(raw: Path, tmp_path: Path) -> None:
     [
         ('{"prompt": "x"}\n', "", DataError, r"bad.jsonl:1 has no known layout. Its fields: prompt"),
         ('{"question": "x"}\n', "decontaminate.fields=[query]", DataError, "bad.jsonl:1 has no field query"),
-        ('{"query": "x", "choices": ["y"], "gold": 1}\n', "", DataError, "gold must be the index"),
+        ('{"query": "x", "choices": ["y"], "gold": 1}\n', "", DataError, "gold must be the index or label of one of"),
         ("[1]\n", "", DataError, "bad.jsonl:1 is not a JSON object, and an item is"),
         ("", "", DataError, "holds no item"),
         (None, "", DataError, "decontaminate.sets=.*missing"),
@@ -261,6 +261,15 @@ def test_sets_that_cannot_be_read_are_refused(
 
 
 def test_a_table_with_rows_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    published = [
+        {"question": {"stem": "Who?", "choices": [{"text": "x", "label": "1"}, {"text": "y", "label": "2"}]},
+         "answerKey": "2"},
+        {"question": "Why?", "choices": ["x", "y"], "answer": "x"},
+        {"ctx": "a", "endings": ["b", "c"], "label": ""},
+    ]  # fmt: skip
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(each) + "\n" for each in published))
+    found = [item.parts for item in read_items("set", str(tmp_path / "set.jsonl"), None)]
+    assert found == [("Who?", "y"), ("Why?", "x"), ("a",)]
     (tmp_path / "quiz.csv").write_text("question,answer\nwhy,because\nwho\n")
     with pytest.raises(DataError, match=r"quiz\.csv has rows that cannot be read: 1 wrong number of fields\. Repair"):
         list(read_items("quiz", str(tmp_path / "quiz.csv"), ["question"]))

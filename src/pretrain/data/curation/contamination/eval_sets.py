@@ -13,6 +13,7 @@ from typing import Any
 import xxhash
 
 from pretrain.data.config import Format
+from pretrain.data.curation.contamination.choice_fields import choice_fields
 from pretrain.data.curation.contamination.config import DecontaminateConfig
 from pretrain.data.sources.column_files import json_lines, read_records
 from pretrain.data.sources.compressed_files import opened
@@ -26,7 +27,6 @@ _SUFFIXES = (".gz", ".xz", ".zst", ".zstd", ".bz2", ".csv", ".jsonl", ".ndjson",
 _LAYOUTS = (  # the first one whose names an item has all; the others are read where they are there
     (("sentence_good",), ()),
     (("sent_more", "sent_less"), ()),
-    (("query", "choices", "gold"), ()),
     (("context", "continuation"), ()),
     (("question",), ("passage", "context", "answer")),
     (("text",), ()),
@@ -108,21 +108,24 @@ def _records(name: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _parts(location: str, values: Mapping[str, Any], fields: Sequence[str] | None) -> tuple[str, ...]:
     """Return the texts of an item that are looked for."""
+    asked = choice_fields(values) if fields is None else None
+    if asked is not None:
+        choices, gold = asked.choices, asked.gold
+        if gold is None:  # of a test split: the question alone can be found
+            return (asked.question,) if isinstance(asked.question, str) else ()
+        if not (isinstance(choices, list) and type(gold) is int and 0 <= gold < len(choices)):
+            raise DataError(
+                f"{location}: {asked.gold_name} must be the index or label of one of the choices. Try "
+                "decontaminate.fields=[query]."
+            )
+        return tuple(text for text in (asked.question, choices[gold]) if isinstance(text, str))
     names = list(fields) if fields is not None else _layout(values)
     if names is None or not set(names) <= values.keys():
         known = ", ".join(printable(key) for key in sorted(values)) or "none"
         missing = next((each for each in names or () if each not in values), None)
         what = "no known layout" if missing is None else f"no field {printable(missing)}"
         raise DataError(f"{location} has {what}. Its fields: {known}. Try decontaminate.fields=[question].")
-    if "choices" in names and fields is None:
-        gold, choices = values["gold"], values["choices"]
-        is_one = isinstance(choices, list) and type(gold) is int and 0 <= gold < len(choices)
-        if not is_one:
-            raise DataError(f"{location}: gold must be the index of one of choices. Try decontaminate.fields=[query].")
-        texts = [values["query"], choices[gold]]
-    else:
-        texts = [values[name] for name in names]
-    return tuple(text for text in texts if isinstance(text, str))
+    return tuple(text for text in (values[name] for name in names) if isinstance(text, str))
 
 
 def _layout(values: Mapping[str, Any]) -> list[str] | None:
