@@ -4,9 +4,11 @@ import os
 import random
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import fault_matrix
 import pytest
@@ -147,3 +149,21 @@ def job(tmp_path: Path, corpus: Path) -> Job:
 def storage(monkeypatch: pytest.MonkeyPatch) -> FaultyStorage:
     """Return an empty object storage in memory."""
     return FaultyStorage(monkeypatch)
+
+
+@pytest.fixture
+def alive_before(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets, as each training module is built, the number of those that are still in memory."""
+    from pretrain.training.lightning_module import TrainingModule
+
+    counts: list[int] = []
+    alive = weakref.WeakSet[TrainingModule]()
+    build = TrainingModule.__init__
+
+    def counted(module: TrainingModule, *arguments: Any, **named: Any) -> None:
+        counts.append(len(alive))
+        build(module, *arguments, **named)
+        alive.add(module)
+
+    monkeypatch.setattr(TrainingModule, "__init__", counted)
+    return counts

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint.average import average, last_checkpoints
-from pretrain.checkpoint.read import open_checkpoint, step_folders
+from pretrain.checkpoint.read import latest_run, open_checkpoint, run_meant_by_auto, step_folders
 from pretrain.commands.tasks import average as average_command
 from pretrain.config.scripts import AverageConfig
 from pretrain.errors import CheckpointError, ConfigError
@@ -51,6 +51,11 @@ def test_the_last_checkpoints_of_a_run_are_averaged(tiny, capsys: pytest.Capture
         "model=gpt_nano", "trainer.max_steps=1", f"init_from={output}", f"paths.run_dir={tiny.folder / 'n'}"
     )
     run(newly)
+
+    beside = base.parent / "zz_averaged"  # later in order than the run, and of the same time
+    average_command(AverageConfig(run=str(base), last=2, output=str(beside)), [])
+    assert latest_run(base.parent) == run_meant_by_auto(None, str(base.parent), None) != beside
+    assert latest_run(beside.parent / "zz_averaged") == beside
 
     with pytest.raises(ConfigError, match=r"is an average of weights.*init_from="):
         tiny.plan(f"resume={output}")

@@ -50,6 +50,20 @@ def test_epochs_read_every_row_and_resume_with_another_batch_size(
     assert "trainer.max_epochs=0.4" in longer.longer
 
 
+@pytest.mark.slow
+def test_typed_epochs_make_a_run_longer_that_had_steps(tiny: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny.folder / "run"
+    steps = [word for word in tiny.words if not word.startswith("trainer.max_steps=")]
+    run(tiny.plan(f"paths.run_dir={folder}", "trainer.max_steps=2"))
+    tiny.words = steps
+    longer = tiny.plan(f"resume={folder}", "trainer.max_epochs=0.2")
+    assert (longer.config.trainer.max_steps, longer.config.trainer.max_epochs) == (-1, 0.2)
+    assert "trainer.max_steps: 2 before, -1 from here on" in capsys.readouterr().out
+    assert run(longer).steps > 2
+    again = tiny.plan(f"resume={folder}", "trainer.max_epochs=0.2", "trainer.max_steps=3")  # both: the shorter one
+    assert again.config.trainer.max_steps == 3
+
+
 def settings_of(folder: Path) -> dict:
     """Return the settings in a run folder's config.yaml."""
     found: dict = yaml.safe_load((folder / "config.yaml").read_text())

@@ -155,6 +155,10 @@ def test_a_gpu_compiles_every_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
     short = settings("trainer.max_steps=50")
     short = resolve_compile(short, gpu)
     assert short.parallel.compile is False
+    epochs = settings("trainer.max_epochs=2", "trainer.max_steps=-1")
+    assert auto_settings.depends_on_text(epochs, gpu)
+    assert not auto_settings.depends_on_text(epochs, CPU)
+    assert [resolve_compile(epochs, gpu, tokens).parallel.compile for tokens in (10**5, 10**13)] == [False, True]
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -83,7 +83,7 @@ def test_the_advice_at_a_spike_is_none_that_was_followed_already():
 
 @pytest.mark.long
 @pytest.mark.fault("F08")
-def test_a_run_rewinds_excludes_the_outliers_and_trains_on(poisoned, capsys):
+def test_a_run_rewinds_excludes_the_outliers_and_trains_on(poisoned, capsys, alive_before):
     report = train(poisoned.plan("divergence.on_spike=rewind"))
     assert report.steps == 150
     assert report.skipped_steps == 0
@@ -91,6 +91,8 @@ def test_a_run_rewinds_excludes_the_outliers_and_trains_on(poisoned, capsys):
     assert "excluding rows" in out
     assert "rewinding to step" in out
     assert f"excluded           {named(report.excluded)} (outlier sequences of spikes)" in str(report)
+    assert len(alive_before) > 1
+    assert not any(alive_before)  # the model of before a rewind is freed before the next one is built
     assert report.waited_s["rewinds"] > 0
     assert 0 < report.training_s < report.wall_s
     folder = Path(report.folder)

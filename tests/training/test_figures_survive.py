@@ -161,6 +161,19 @@ def test_an_interrupted_run_makes_up_for_missing_work(
         assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
+@pytest.mark.slow
+def test_a_mean_loss_counts_the_steps_before_a_resume(tiny: TinyRun) -> None:
+    words = ["trainer.log_every_n_steps=5", "checkpoint.every_n_steps=4", "checkpoint.keep=0"]
+    folder = tiny.folder / "run"
+    run(tiny.plan(f"paths.run_dir={folder}", *words))
+    whole = figures(folder)
+    assert (10, "train/loss") in whole
+    run(tiny.plan(f"resume={folder / 'checkpoints' / 'step-00000004'}", *words))
+    assert figures(folder) == whole
+    run(tiny.plan(f"resume={folder / 'checkpoints' / 'step-00000008'}", *words))
+    assert figures(folder) == whole
+
+
 def figures(folder: Path) -> dict[tuple[int, str], float]:
     """Return the figures that depend on nothing but the weights; each stands in the table once."""
     rows = [row for row in read_rows(folder / "metrics.csv") if row["name"].split("/")[0] in ("train", "val", "eval")]

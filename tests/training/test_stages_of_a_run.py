@@ -83,10 +83,11 @@ def figures(folder: Path, name: str) -> dict[int, float]:
 
 @pytest.mark.slow
 def test_a_run_killed_in_each_stage_and_at_each_border_ends_as_one_that_was_not(
-    tiny, reads: Reads, capsys: pytest.CaptureFixture[str]
+    tiny, reads: Reads, capsys: pytest.CaptureFixture[str], alive_before: list[int]
 ) -> None:
     words = [*ENCODER, *THREE]
     whole = Path(trained(tiny, *words, folder="whole").folder)
+    assert alive_before == [0, 0, 0]  # the model of a stage is freed before that of the next is built
     lines = capsys.readouterr().out.splitlines()
     table = [line.split() for line in lines if line.startswith("  ")][:4]
     assert table[1] == ["short", "1", "to", "5", "384", "4", "x", "32", "0.001,", "wsd"]

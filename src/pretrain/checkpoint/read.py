@@ -227,12 +227,14 @@ def latest_run(logs_folder: str | Path) -> Path:
     """Return the run folder below `logs_folder` with the newest checkpoint: the run that `auto` stands for.
 
     Compares the times recorded in checkpoints, which do not depend on names, copies, time zones or a clock set back.
-    Raises CheckpointError if there is no such run.
+    An average of checkpoints, which no run saved, is returned only where there is nothing else. Raises CheckpointError
+    if there is no such folder.
     """
     times = {folder: saved for folder in runs_below(Path(logs_folder)) if (saved := saved_at(folder)) is not None}
     if not times:
         raise CheckpointError(f"no run with a checkpoint was found below {logs_folder}. Train one: {command('train')}")
-    return max(times, key=lambda folder: (times[folder], folder.name))
+    runs = [folder for folder in times if not _is_average(folder)] or list(times)
+    return max(runs, key=lambda folder: (times[folder], folder.name))
 
 
 def run_meant_by_auto(run_dir: str | None, logs_dir: str, name: str | None) -> Path | None:
@@ -272,6 +274,11 @@ def saved_at(run_folder: Path) -> float | None:
         manifest = folder / "manifest.json"
         return (manifest if os.path.lexists(manifest) else folder).lstat().st_mtime
     return None
+
+
+def _is_average(run_folder: Path) -> bool:
+    found = unverified(run_folder)
+    return found is not None and bool(found.manifest.get("average_of"))
 
 
 def runs_below(folder: Path) -> Iterator[Path]:

@@ -71,6 +71,7 @@ class Scaling:
         self.run_words = [
             word for key, word in pairs if not key.startswith(("ladder.", "paths.")) and not is_hydras(word)
         ]
+        self.paths_words = [word for key, word in pairs if key in ("paths.cache_dir", "paths.logs_dir")]
         self.hydra_words = [word for key, word in pairs if is_hydras(word)]
         self.typed = set(keys)
 
@@ -194,6 +195,7 @@ class Scaling:
         words = ["--config-dir", str(path.parents[1]), *self._words_behind(cell), f"experiment={name}"]
         if self.flags:  # there is one such folder, and the runs need theirs
             words = [*self.flags, *self.run_words, *cell.words]
+        words += self.paths_words
         return Recommended(
             budget, str(size), parameters, tokens, fit.predict(parameters, tokens), fit.optimal_parameters(budget),
             budget / largest, [f"{command(each)} {shlex.join(words)}" for each in ("plan", "train")],

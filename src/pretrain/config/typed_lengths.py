@@ -4,7 +4,8 @@ from typing import Any
 
 from pretrain.errors import ConfigError, show
 
-_LENGTHS = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
+OTHER_LENGTHS = ("trainer.max_tokens", "trainer.max_epochs")  # a preset's trainer.max_steps gives way to these
+_LENGTHS = ("trainer.max_steps", *OTHER_LENGTHS)
 _WARMUPS = ("schedule.warmup_steps", "schedule.warmup_tokens", "schedule.warmup_fraction")
 # what brings a length that was chosen for it, or continues from weights, which takes another length
 _WITH_LENGTH = {"experiment", "recipe", "init_from", "size"}
@@ -23,7 +24,7 @@ def let_typed_lengths_win(tree: Any, overrides: list[str]) -> None:
     typed = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
     _settle_warmup(tree, typed)
     trainer = tree.trainer
-    lengths = [key for key in _LENGTHS[1:] if typed.get(key, "null") != "null"]
+    lengths = [key for key in OTHER_LENGTHS if typed.get(key, "null") != "null"]
     if lengths and "trainer.max_steps" not in typed:
         if trainer.max_steps != -1 and "resume" not in typed:
             show(f"trainer.max_steps={trainer.max_steps} was not typed, and gives way to {lengths[0]}.")

@@ -14,7 +14,7 @@ from pretrain.config.renamed import with_current_name
 from pretrain.config.run import RunConfig
 from pretrain.config.serialize import from_dict, to_dict
 from pretrain.config.stages import ENDS
-from pretrain.config.typed_lengths import DEVICE_PRESETS, other_warmups
+from pretrain.config.typed_lengths import DEVICE_PRESETS, OTHER_LENGTHS, other_warmups
 from pretrain.data.batch_sizes import BatchSizes
 from pretrain.errors import CheckpointError, ConfigError, shown
 from pretrain.launch.rank import log, under_launcher
@@ -40,6 +40,7 @@ _AUTO = {
 _FILLED = {"logger": "loggers"}  # presets whose settings have another name
 _RESOLVED_ONCE = ("size", "time")  # a run's first start turns them into numbers, and those are saved
 _DEVICES = ("accelerator", "strategy", "devices")  # of the trainer: what a preset of devices brings
+_STEPS = "trainer.max_steps"
 _OF_ONE_START = ("resume", "allow_change", "paths.run_dir", "plugins")  # overrides of one start, not of the run
 
 
@@ -152,7 +153,10 @@ def _apply(word: str, merged: dict[str, Any], typed: dict[str, Any], earlier: di
         _apply_group(word, merged, typed, earlier)
     else:
         _set(merged, key, _get(typed, key))
-        for other in () if repeated else other_warmups(key):  # repeated, it changes nothing
+        others = [] if repeated else other_warmups(key)  # repeated, it changes nothing
+        if key in OTHER_LENGTHS and not repeated and _get(typed, _STEPS) == -1:  # as in a new run
+            others = [_STEPS]
+        for other in others:
             _set(merged, other, _get(typed, other))
 
 

@@ -19,10 +19,18 @@ MIN_COMPILED_S = 300.0  # shortest run that is compiled by default: compiling ta
 MAX_GRADIENT_ERROR = 0.05  # of a compiled block, relative to its norm; 0.01 is usual in bf16
 
 
-def resolve_auto_settings(config: RunConfig) -> RunConfig:
-    """Return the settings with every `auto` resolved. Called once per run, so that all processes agree."""
+def resolve_auto_settings(config: RunConfig, text_tokens: int | None = None) -> RunConfig:
+    """Return the settings with every `auto` resolved. Called once per run, so that all processes agree.
+
+    `text_tokens` is the length of the training text, where it is known: of a run by epochs (`depends_on_text`).
+    """
     device = choose_device(config.trainer)
-    return resolve_compile(resolve_precision(config, device), device)
+    return resolve_compile(resolve_precision(config, device), device, text_tokens)
+
+
+def depends_on_text(config: RunConfig, device: torch.device) -> bool:
+    """Return whether the length of the text decides on compiling: of a run by epochs on a GPU."""
+    return config.parallel.compile is None and device.type == "cuda" and config.trainer.max_epochs is not None
 
 
 def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
@@ -37,7 +45,7 @@ def resolve_precision(config: RunConfig, device: torch.device) -> RunConfig:
     return replace(config, trainer=replace(config.trainer, precision=precision), optimizer=optimizer)
 
 
-def resolve_compile(config: RunConfig, device: torch.device) -> RunConfig:
+def resolve_compile(config: RunConfig, device: torch.device, text_tokens: int | None = None) -> RunConfig:
     """Return the settings with true or false as `parallel.compile`.
 
     Null compiles long runs on GPUs. A CPU compiles when asked, unless the gradient of a compiled block differs; each
@@ -62,13 +70,13 @@ def resolve_compile(config: RunConfig, device: torch.device) -> RunConfig:
             "the environment variable CXX to yours. Try parallel.compile=false."
         )
     if config.parallel.compile is None:
-        compiled = able and device.type == "cuda" and _is_long(config, device)
+        compiled = able and device.type == "cuda" and _is_long(config, device, text_tokens)
     elif compiled and device.type == "cpu" and config.parallel.tensor_parallel == 1:
         compiled = _compiles_correctly(config, device)
     return replace(config, parallel=replace(config.parallel, compile=compiled))
 
 
-def _is_long(config: RunConfig, device: torch.device) -> bool:
+def _is_long(config: RunConfig, device: torch.device, text_tokens: int | None) -> bool:
     """Return whether the run takes at least MIN_COMPILED_S at a third of the device's peak FLOP/s."""
     trainer, model = config.trainer, config.model
     if config.parallel.tensor_parallel > 1:
@@ -76,6 +84,7 @@ def _is_long(config: RunConfig, device: torch.device) -> bool:
     steps = trainer.max_steps or -1
     tokens = [float(config.tokens_per_step() * steps)] if steps > 0 else []
     tokens += [float(trainer.max_tokens)] if trainer.max_tokens else []
+    tokens += [trainer.max_epochs * text_tokens] if trainer.max_epochs and text_tokens else []
     peak, _ = peak_flops_per_s(device, half_dtype(trainer.precision))
     tokens_per_s = peak / 3 * trainer.ranks / model.training_flops_per_token(1)
     seconds = [limit / tokens_per_s for limit in tokens] + ([60.0 * trainer.max_time] if trainer.max_time else [])

@@ -109,12 +109,13 @@ def _with_text(run_plan: RunPlan, overrides: list[str]) -> RunPlan:
 
 def _fit_to_text(config: RunConfig, overrides: list[str], device: "torch.device") -> RunConfig:
     """Return the settings with what the prepared text and the device decide: shape, length, rows; and log why."""
-    from pretrain.training.auto_settings import resolve_auto_settings
+    from pretrain.training.auto_settings import depends_on_text, resolve_auto_settings
 
-    if config.size is None and config.trainer.max_steps is not None and config.micro_batch_size != AUTO:
+    is_known = config.size is None and config.trainer.max_steps is not None and config.micro_batch_size != AUTO
+    if is_known and not depends_on_text(config, device):
         return resolve_auto_settings(config)
     from pretrain.planning.chosen_size import size_run
-    from pretrain.planning.length_rule import resolve_length
+    from pretrain.planning.length_rule import resolve_length, tokens_of
     from pretrain.planning.micro_batch import with_chosen_micro_batch
 
     prepared = prepare(config.data, config.tokenizer, Path(config.paths.cache_dir), log)
@@ -124,11 +125,12 @@ def _fit_to_text(config: RunConfig, overrides: list[str], device: "torch.device"
     if config.trainer.max_steps is None:
         config, line = resolve_length(config, prepared)
         lines.append(line)
-    config = resolve_auto_settings(config)
+    config = resolve_auto_settings(config, tokens_of(prepared))
     if config.micro_batch_size == AUTO:
         config, line = with_chosen_micro_batch(config, prepared, device)
         lines.append(line)
-    log("\n".join(lines))
+    if lines:
+        log("\n".join(lines))
     return config
 
 

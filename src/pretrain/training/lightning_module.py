@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from pretrain.errors import DataError, DivergenceError
-from pretrain.launch.rank import log
+from pretrain.launch.rank import log, rank
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.optim.config import OptimizerConfig
@@ -102,14 +102,19 @@ class TrainingModule(L.LightningModule):
         self._samples: list[Tensor] = []
 
     def counters(self) -> dict[str, Any]:
-        """Return the module's counters; `state_dict` holds its weights."""
+        """Return the module's counters, the same on every process; `state_dict` holds its weights."""
+        loss, targets = self._sum_since_last_line()
+        logged = {"logged_loss": loss, "logged_targets": targets}
         scaler = {} if self.loss_scaler is None else self.loss_scaler.state_dict()
-        return {"skipped_steps": self.skipped_steps, "first_validation": self.first_validated, **scaler}
+        return {"skipped_steps": self.skipped_steps, "first_validation": self.first_validated, **logged, **scaler}
 
     def load_counters(self, state: dict[str, Any]) -> None:
         """Continue from the counters of `state`."""
         self.skipped_steps = int(state.get("skipped_steps", 0))
         self.first_validated = dict(state.get("first_validation", {}))
+        if rank() == 0:  # it is a sum over all
+            self._logged_loss += float(state.get("logged_loss", 0.0))
+        self._logged_targets += int(state.get("logged_targets", 0))
         if self.loss_scaler is not None:
             self.loss_scaler.load_state_dict(state)
 
@@ -408,14 +413,18 @@ class TrainingModule(L.LightningModule):
 
         None if every step since then was skipped.
         """
-        if self.trainer.world_size > 1:
-            self._logged_loss *= self._is_tp_rank_zero()
-            torch.distributed.all_reduce(self._logged_loss)
-        targets = int(self._logged_targets)
-        loss = float(self._logged_loss) / targets if targets else None
+        loss, targets = self._sum_since_last_line()
         self._logged_loss.zero_()
         self._logged_targets.zero_()
-        return loss
+        return loss / targets if targets else None
+
+    def _sum_since_last_line(self) -> tuple[float, int]:
+        """Return sum and number of the losses of all processes since the last logged loss."""
+        loss = self._logged_loss
+        if self._agreement is not None and self.trainer.world_size > 1:
+            loss = loss.to(self.trainer.strategy.root_device) * self._is_tp_rank_zero()
+            torch.distributed.all_reduce(loss)
+        return float(loss), int(self._logged_targets)
 
     def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
         """Evaluate one batch of validation rows; each source has its own loader."""

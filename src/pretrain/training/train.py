@@ -1,11 +1,13 @@
 """A training run: its stages one after another, going back from a divergence, and its report."""
 
+import gc
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 
@@ -54,7 +56,10 @@ def train(run_plan: RunPlan) -> Report:
 
 def _with_rewinds(run_plan: RunPlan, throughput: Throughput) -> Report:
     max_rewinds = run_plan.config.divergence.max_rewinds
+    last = ""
     for _ in range(max_rewinds + 1):
+        if last:
+            _free_memory()
         start, since = run_plan.start, throughput.position()
         try:
             return run(run_plan, throughput)
@@ -65,7 +70,7 @@ def _with_rewinds(run_plan: RunPlan, throughput: Throughput) -> Report:
             throughput.lose(since, wasted / max(wasted, rewind.step - start), "rewinds")
             run_plan = replace(run_plan, resumed=resumed, excluded=rewind.excluded, seconds=rewind.seconds)
             log(f"{rewind}\nrewinding to {f'step {resumed.step}' if resumed else 'the start'}")
-            last = rewind
+            last = str(rewind)  # the error itself would keep the model and the optimizer it comes from
         except AskedToStop as asked:  # before the first step, after the last, or between two trainings
             raise stopped(asked, saved_step(run_plan.folder)) from None
     raise DivergenceError(
@@ -87,8 +92,16 @@ def run(run_plan: RunPlan, throughput: Throughput | None = None, callbacks: Sequ
         if report is not None:
             return report
         throughput.pause("stages")
+        _free_memory()
         resumed, _ = newest(run_plan.folder)  # the next stage is a resume like any other
         run_plan = replace(run_plan, resumed=resumed, excluded=frozenset(), seconds=None, goes_on=True)
+
+
+def _free_memory() -> None:
+    """Free model and optimizer of the training before: they are in cycles, which reference counts do not free."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _run(run_plan: RunPlan, throughput: Throughput, callbacks: Sequence[Callback], ending: ExitStack) -> Report | None:

@@ -16,6 +16,7 @@ from pretrain.training.callbacks.metrics import write
 from pretrain.training.lightning_module import TrainingModule
 
 _GIB = 2**30
+_END_S = 5.0  # a driver that does not answer keeps its thread
 
 
 class SystemMetrics(StepCallback):
@@ -29,6 +30,7 @@ class SystemMetrics(StepCallback):
         self.every_n_seconds = every_n_seconds
         self.devices = devices  # GPUs of this machine that the run uses
         self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._samples: defaultdict[str, list[float]] = defaultdict(list)
         self._is_due = False
@@ -39,7 +41,8 @@ class SystemMetrics(StepCallback):
             self._ended = threading.Event()
             sources = [cpu_source(), *gpu_sources(self.devices if pl_module.device.type == "cuda" else 0)]
             words = {"name": "system-metrics", "daemon": True, "args": (sources, self._ended)}
-            threading.Thread(target=self._sample, **words).start()  # type: ignore[arg-type]
+            self._thread = threading.Thread(target=self._sample, **words)  # type: ignore[arg-type]
+            self._thread.start()
 
     def _sample(self, sources: list[Callable[[], dict[str, float]]], ended: threading.Event) -> None:
         """Take a sample of each source five times in n seconds, at most once a second, until the training ends."""
@@ -70,11 +73,18 @@ class SystemMetrics(StepCallback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End the thread."""
-        self._ended.set()
+        self._end()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """End the thread."""
+        self._end()
+
+    def _end(self) -> None:
+        """End the thread, which refers to the run and would keep its model in memory."""
         self._ended.set()
+        if self._thread is not None:
+            self._thread.join(_END_S)
+            self._thread = None
 
 
 def cpu_source() -> Callable[[], dict[str, float]]:
