@@ -22,7 +22,7 @@ from pretrain.inference.config import FillOptions, GenerationOptions, InferenceD
 from pretrain.inference.detokenize import Completion, FinishReason, GenerationState, StopStrings, text_pieces
 from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoising
 from pretrain.inference.dtype import count_parameters, prepare_for_inference
-from pretrain.inference.embedding import chosen_pooling, text_vectors
+from pretrain.inference.embedding import Framing, chosen_pooling, text_vectors
 from pretrain.inference.fill_mask import FilledText, Prediction, mask_probabilities, predictions
 from pretrain.inference.generate import Decoding, NewToken, generate_tokens
 from pretrain.inference.generation_options import (
@@ -34,6 +34,7 @@ from pretrain.inference.generation_options import (
     no_template,
     sampling_of,
 )
+from pretrain.interop.folder import StatedVectors
 from pretrain.interop.load import open_model
 from pretrain.models.interface import LanguageModule
 from pretrain.models.pooling import shortened
@@ -59,11 +60,11 @@ class LanguageModel:
         shift_targets: bool | None = None,
         pooling: Pooling | None = None,
         regressor: RegressConfig | None = None,
-        stated_pooling: Pooling | None = None,
+        stated: StatedVectors | None = None,
         other_templates: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.pooling = pooling  # of a contrastive fine-tuning, auto without a head; none: the model predicts tokens
-        self.stated_pooling = stated_pooling  # by the folder of a published model, whether it predicts tokens or not
+        self.stated = stated  # by the folder of a published model, whether it predicts tokens or not
         self.classifier = classifier
         self.regressor = regressor
         self.denoises = denoises  # trained with any share of masks: it continues a prompt by filling masks after it
@@ -115,7 +116,7 @@ class LanguageModel:
             shift_targets=objective.shift_targets,
             pooling=folder.pooling,
             regressor=objective.regressor,
-            stated_pooling=folder.stated_pooling,
+            stated=folder.stated,
             other_templates=templates if len(templates) > 1 else [],
         )
 
@@ -201,7 +202,7 @@ class LanguageModel:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = [self.response_ids(text) for text in prompts]
-        texts = [completion.text.strip() for completion in self.complete(rows, **options)]
+        texts = [completion.text.strip() for completion in self.complete(rows, strip=True, **options)]
         return texts[0] if isinstance(prompt, str) else texts
 
     def response_ids(self, prompt: str) -> list[int]:
@@ -226,19 +227,22 @@ class LanguageModel:
             raise ConfigError(f"chat() takes messages with role and content, and there is a problem: {checked}.")
         template = ChatTemplate(self.tokenizer)
         row, end_id = template.prompt(checked), template.end_id
-        generation = GenerationState(self.tokenizer, row, StopStrings(options.get("stop", ())))
+        generation = GenerationState(self.tokenizer, row, StopStrings(options.get("stop", ())), strip=True)
         text = "".join(text_pieces(generation, self._steps([row], options, end_id))).strip()
         self.conversation = [
             *({"role": role, "content": content} for role, content in checked), {"role": ASSISTANT, "content": text}
         ]  # fmt: skip
         return text
 
-    def complete(self, prompts: Sequence[str | list[int]], **options: Unpack[GenerationOptions]) -> list[Completion]:
+    def complete(
+        self, prompts: Sequence[str | list[int]], *, strip: bool = False, **options: Unpack[GenerationOptions]
+    ) -> list[Completion]:
         """Return the completion of each prompt: its text, its tokens and their log-probabilities.
 
-        A prompt may also be a list of ids, to which nothing is added. Options and errors as of `generate`.
+        A prompt may also be a list of ids, to which nothing is added. `strip` drops white space before the text, where
+        `stop` is not looked for. Options and errors as of `generate`.
         """
-        generations, steps = self._begin(prompts, options)
+        generations, steps = self._begin(prompts, options, strip)
         for step in steps:
             for generation, token in zip(generations, step, strict=True):
                 if generation.finish_reason is None:
@@ -258,7 +262,7 @@ class LanguageModel:
         return filter(None, text_pieces(generation, steps))
 
     def _begin(
-        self, prompts: Sequence[str | list[int]], options: GenerationOptions
+        self, prompts: Sequence[str | list[int]], options: GenerationOptions, strip: bool = False
     ) -> tuple[list[GenerationState], Iterator[list[NewToken | None]]]:
         """Return the state of each prompt's completion and an iterator over their tokens."""
         self._check_completes()
@@ -266,7 +270,7 @@ class LanguageModel:
         stop = StopStrings(options.get("stop", ()))
         rows = [self.prompt_ids(prompt) if isinstance(prompt, str) else prompt for prompt in listed(prompts)]
         states = [
-            GenerationState(self.tokenizer, row, stop, limit)
+            GenerationState(self.tokenizer, row, stop, limit, strip)
             for row, limit in zip(rows, self._limits(rows, options), strict=True)
         ]
         return states, self._steps(rows, options)
@@ -382,20 +386,21 @@ class LanguageModel:
         """
         classification.refuse_vectors(self.classifier or self.regressor)
         texts = [text] if isinstance(text, str) else list(text)
-        documents = self.tokenizer.encode_documents(texts)
-        for document in documents:
-            if not 0 < len(document) - 2 <= self.model.config.context_length - 2:
-                raise ConfigError(
-                    f"a text of {len(document) - 2} tokens cannot be embedded: between 1 and "
-                    f"{self.model.config.context_length - 2} fit. Try a shorter text, or embed its parts."
-                )
+        documents = self._framing(pooling).whole(texts, self.model.config.context_length)
         vectors = shortened(self._vectors(documents, pooling), dimensions, "dimensions")
         vectors = torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
         return vectors[0] if isinstance(text, str) else vectors
 
+    def _framing(self, pooling: Pooling | str | None) -> Framing:
+        """Return the ids around a text; raises CheckpointError for a folder's vectors that are not computed here."""
+        if pooling is None and self.stated is not None:
+            self.stated.check()
+        return Framing.of(self.tokenizer, self.stated is not None)
+
     def _vectors(self, documents: Sequence[Any], pooling: Pooling | str | None) -> Tensor:
         both = self.fills_masks or not self.model.causal
-        wanted = (self.stated_pooling or self.pooling or Pooling.auto) if pooling is None else pooling
+        stated = self.stated.pooling if self.stated is not None else None
+        wanted = (stated or self.pooling or Pooling.auto) if pooling is None else pooling
         if not documents:
             return torch.empty(0, self.model.config.d_model)
         return text_vectors(self.model, self.tokenizer, documents, chosen_pooling(wanted, both), both)
@@ -406,11 +411,7 @@ class LanguageModel:
         Pooling is that of `embed`; raises ConfigError for a classifier.
         """
         classification.refuse_vectors(self.classifier or self.regressor)
-        length = self.model.config.context_length
-        documents = [
-            ids if len(ids) <= length else [*ids[: length - 1], self.tokenizer.eos_id]
-            for ids in self.tokenizer.encode_documents(texts)
-        ]
+        documents = self._framing(None).beginnings(texts, self.model.config.context_length)
         return torch.nn.functional.normalize(self._vectors(documents, None), dim=-1)
 
     def __repr__(self) -> str:

@@ -185,7 +185,7 @@ def test_the_command_prints_a_table_and_writes_figures_with_settings(
     report = run(tiny.plan("model=gpt_nano"))
     output = tiny.folder / "scores.json"
     words = [f"checkpoint={report.folder}", "task=minimal_pairs", f"path={pairs}", f"output={output}", "max_examples=2"]
-    monkeypatch.setattr(sys, "argv", ["eval.py", *words, "delimiter=\\n{a: "])
+    monkeypatch.setattr(sys, "argv", ["eval.py", *words])
     capsys.readouterr()
     runpy.run_path(str(SCRIPT), run_name="__main__")
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -194,7 +194,6 @@ def test_the_command_prints_a_table_and_writes_figures_with_settings(
     assert lines["accuracy"] == f"{written['accuracy']:.4f}"
     assert written["settings"]["task"] == "minimal_pairs"
     assert written["settings"]["max_examples"] == 2
-    assert written["settings"]["delimiter"] == "\\n{a: "
 
     text = tiny.folder / "text.txt"
     text.write_text("the lazy dog sings")

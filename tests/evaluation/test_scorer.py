@@ -12,6 +12,7 @@ from tokenizer_kinds import tokenizer_of
 
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
 from pretrain.errors import ConfigError, DataError
+from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
 from pretrain.evaluation.scorer import Scorer, check_examples, encode_pairs
@@ -187,3 +188,16 @@ def test_an_example_that_cannot_be_scored_is_refused_by_its_line() -> None:
     with pytest.raises(DataError, match=r"^x\.jsonl:3: the sentence '\\n' has no token to score"):
         check_examples(pair, spaces, 32, causal=True)
     check_examples(examples(Task.cloze), BYTES, 32, causal=True)
+
+
+@pytest.mark.parametrize("has_bound", [False, True])
+def test_text_that_a_tokenizer_cannot_read_is_scored_as_unknown(has_bound: bool) -> None:
+    """If it were left out, a text without a readable word would be the likeliest of all."""
+    words = tokenizer_of("word piece").with_mask("[MASK]")
+    bound = BoundEstimate(2) if has_bound else None
+    model = Scorer(random_model(shape("bert"), words.vocab_size, causal=False), words, bound=bound)
+    unread, read = model.texts(["\u4e2d \u4e2d", "the dog"])
+    assert (unread.tokens, read.tokens) == (2, 2)
+    assert unread.log_likelihood < -1
+    (pair,) = model.continuations([("the dog", " \u4e2d")])
+    assert pair.tokens == 1

@@ -46,6 +46,16 @@ def test_a_word_behind_an_unknown_one_keeps_its_space(kind: str) -> None:
     assert generation.add(NewToken(last, -0.5)) == " dog"
 
 
+def test_white_space_of_a_template_before_the_text_is_no_stop_string() -> None:
+    generation = GenerationState(BYTES, [BYTES.bos_id], StopStrings("\n"), strip=True)
+    pieces = [generation.add(NewToken(token, -0.5)) for token in b" \nOne line.\nTwo"]
+    assert "".join(pieces[:12]) == "One line."
+    assert generation.completion().finish_reason is FinishReason.stop_string
+    nothing = GenerationState(BYTES, [BYTES.bos_id], StopStrings("\n"), strip=True)
+    assert [nothing.add(NewToken(token, -0.5)) for token in b"\n \n"] == ["", "", ""]
+    assert nothing.end(FinishReason.length) == ""
+
+
 def test_text_is_delayed_only_while_it_may_begin_a_stop_string() -> None:
     assert detokenized(b"abac", "abad")[0] == ["abac"]
     assert detokenized(b"ababad", "abad")[0] == ["ab"]

@@ -48,7 +48,7 @@ FITTING = [
 UNSUPPORTED = [
     ("gemma", True, {"norm_unit_offset": False}, "model.norm_unit_offset=false", "model.norm_unit_offset=true"),
     ("gemma", True, {"softcap_kind": SoftcapKind.sqrt}, "model.softcap_kind=sqrt", "model.softcap_kind=tanh"),
-    ("gpt", True, {"logit_softcap": 30.0}, "model.logit_softcap=30.0", "model.logit_softcap=inf"),
+    ("gpt", True, {"logit_softcap": 30.0}, "model.logit_softcap=30.0", "model.logit_softcap=null"),
     ("gemma", True, {"scale_embeddings": False}, "model.scale_embeddings=false", "model.scale_embeddings=true"),
     ("gemma", True, {"attention_output_bias": None}, "model.attention_output_bias=false", "output_bias=true"),
     ("gpt", True, {"attention_scale": 0.5}, "model.attention_scale=0.5", "model.attention_scale=0.35355339"),

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from families import random_model, shape
 from folders import BYTES, write_ours
 
 from pretrain.data.tokenizers.tokenizer import Tokenizer
-from pretrain.errors import CheckpointError, DataError
+from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.evaluation import scorer
 from pretrain.evaluation.config import EvalConfig
 from pretrain.evaluation.run import score_documents
@@ -53,8 +54,45 @@ def test_a_folder_says_how_its_vectors_are_pooled(mode: str, pooling: str, tmp_p
     assert torch.equal(llm.embed("the fox", "mean"), plain.embed("the fox", "mean"))
     assert len(llm.predict_mask("the [MASK]")) == 1  # it predicts tokens as before
     write_modules(tmp_path, open_model(folder), ([BYTES.bos_id], [BYTES.eos_id]))
+    listed = [{"idx": 0, "path": "", "name": "0", "type": "sentence_transformers.models.Transformer"}]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    assert torch.equal(LanguageModel.load(folder).embed("the fox"), plain.embed("the fox", pooling))
+    listed.append({"idx": 1, "path": "2_Dense", "name": "1", "type": "sentence_transformers.models.Dense"})
+    (folder / "modules.json").write_text(json.dumps(listed))
+    dense = LanguageModel.load(folder)
+    with pytest.raises(
+        CheckpointError, match=r"makes its vectors by 2_Dense, which is not computed here"
+    ):
+        dense.embed("the fox")
+    with pytest.raises(CheckpointError, match="2_Dense"):
+        dense.embed_beginnings(["the fox"])
+    assert torch.equal(dense.embed("the fox", "mean"), plain.embed("the fox", "mean"))
+    (folder / "modules.json").write_text('{"a": 1}')
+    with pytest.raises(CheckpointError, match=r"modules\.json is no list of modules"):
+        LanguageModel.load(folder)
     written = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
     assert {key for key, value in written.items() if value is True} == {f"pooling_mode_{mode}"}
+
+
+def test_a_published_model_embeds_the_ids_that_its_tokenizer_adds(llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)  # its tokenizer adds BOS, and nothing after a text
+    plain = LanguageModel.load(folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    llm = LanguageModel.load(folder)
+    hidden = llm.model(torch.tensor([llm.prompt_ids("the fox")]))[0, -1]
+    assert torch.allclose(llm.embed("the fox"), hidden, atol=1e-5)
+    assert not torch.allclose(plain.embed("the fox"), hidden, atol=1e-2)
+    length = llm.model.config.context_length
+    assert llm.embed_beginnings(["a" * length]).shape == (1, llm.model.config.d_model)
+    with pytest.raises(
+        ConfigError, match=rf"a text of {length} tokens cannot be embedded: .* 1 and {length - 1} fit"
+    ):
+        llm.embed("a" * length)
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(CheckpointError, match=r"by the pooling of 1_Pooling/config\.json, which is not computed here"):
+        LanguageModel.load(folder).embed("the fox")
 
 
 def test_a_prompt_begins_as_the_tokenizer_of_the_folder_says(llama: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def _write_text(config: GenerateConfig, language_model: LanguageModel, fills: bo
     responds = language_model.prompt_template is not None
     if config.log_probabilities:
         prompt = language_model.response_ids(config.prompt) if responds else config.prompt
-        (completion,) = language_model.complete([prompt], **options)
+        (completion,) = language_model.complete([prompt], strip=responds, **options)
         print(printable(completion.text.strip() if responds else config.prompt + completion.text))
         _print_log_probabilities(language_model, completion)
         return

@@ -85,7 +85,7 @@ def bounds(
     batch_tokens: int = BATCH_TOKENS,
     report: Report = ignore_progress,
 ) -> list[Bound]:
-    """Return the bound of each passage, in the order of the groups; special tokens are no targets.
+    """Return the bound of each passage, in the order of the groups; no special token but an unknown one is a target.
 
     Passages of a group are compared with each other, so they share their random numbers: equal tokens are hidden
     together, which leaves less chance in the difference. The numbers are a function of the group's tokens.
@@ -132,9 +132,9 @@ def _is_filled(
 
 
 def _targets(passage: Passage, tokenizer: Tokenizer, estimate: BoundEstimate) -> Ints:
-    """Return the positions of a passage's tokens that may be hidden: no special ones."""
+    """Return the positions of a passage's tokens that may be hidden: no special ones, but for unknown characters."""
     first = max(passage.first, int(estimate.shift_targets))
-    special = np.array(sorted(tokenizer.special_ids), np.int64)
+    special = np.array(sorted(tokenizer.unscored_ids), np.int64)
     return first + np.flatnonzero(~np.isin(passage.tokens[first:], special))
 
 

@@ -39,6 +39,14 @@ _OTHER_PARTS = {  # of tasks without max_examples: what they score, and the sett
 }
 
 
+_ONLY_FOR = {  # settings that some tasks read, and what to do in task=documents
+    "draws": ((*FROM_FILES,), "Try draws_per_row=32."),
+    "draws_per_row": ((Task.documents,), ""),
+    "delimiter": ((Task.multiple_choice, Task.cloze), "Leave it out."),
+    "prompt_tokens": ((Task.memorization,), "Leave it out."),
+    "new_tokens": ((Task.memorization,), "Leave it out."),
+}
+
 GLUE_TASKS = ("CoLA", "MRPC", "RTE", "STS-B", "SST-2")
 
 
@@ -143,7 +151,7 @@ class EvalConfig(Settings):
     )
     draws: int = setting(
         32,
-        "Diffusion, minimal pairs and multiple choice: random masks of each text that estimate its bound; even.",
+        "Diffusion, files of examples: random masks of each text that estimate its bound; even.",
         bounds="[2, inf)",
     )
     draws_per_row: int = setting(
@@ -207,6 +215,13 @@ class EvalConfig(Settings):
             raise ConfigError(
                 f"max_examples={self.max_examples} has no use in task={self.task.name}, which {_OTHER_PARTS[self.task]}"
             )
+        for name, (tasks, instead) in _ONLY_FOR.items():
+            value = getattr(self, name)
+            if self.task not in tasks and value != getattr(type(self), name):
+                raise ConfigError(
+                    f"{name}={value!r} is for task={' or '.join(each.name for each in tasks)}, not "
+                    f"task={self.task.name}. {instead if self.task is Task.documents else 'Leave it out.'}"
+                )
         if self.max_rows and self.task is not Task.documents:
             whole = "Leave it out." if self.task in _OTHER_PARTS else f"Try max_examples={self.max_rows}."
             raise ConfigError(f"max_rows={self.max_rows} is for task=documents, not task={self.task.name}. {whole}")

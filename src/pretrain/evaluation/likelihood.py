@@ -106,12 +106,14 @@ def masked_predictions(
     batch_tokens: int = BATCH_TOKENS,
     report: Report = ignore_progress,
 ) -> list[Predicted]:
-    """Return the predictions of each passage's targets, each masked in a copy of its own; special tokens are none.
+    """Return the predictions of each passage's targets, each masked in a copy of its own.
+
+    Special tokens are no targets, but for an unknown one: a text must not be likely because it cannot be read.
 
     The copies of all passages are batched together. The tokenizer must have a mask token. Of a hybrid model the
     position before a mask predicts it, so that the first token of a passage is no target.
     """
-    special = np.array(sorted(tokenizer.special_ids), np.int64)
+    special = np.array(sorted(tokenizer.unscored_ids), np.int64)
     firsts = [max(p.first, int(model.causal)) for p in passages]
     target_positions = [
         first + np.flatnonzero(~np.isin(p.tokens[first:], special)) for p, first in zip(passages, firsts, strict=True)

@@ -66,6 +66,7 @@ def score(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     left_to_right = folder.objective.causal and not config.pseudo_likelihood
     examples = None
     if config.task in FROM_FILES and config.path is not None:  # before the weights, so that a wrong file fails at once
+        _check_draws(config, folder, "draws")
         examples = read_examples(config.task, config.path, config.max_examples, config.delimiter)
         check_examples(examples, folder.tokenizer, folder.shape.context_length, left_to_right)
     scorer = Scorer(
@@ -152,6 +153,14 @@ def score_own_tasks(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     return scored
 
 
+def _check_draws(config: EvalConfig, folder: ModelFolder, name: str) -> None:
+    """Raise ConfigError for a number of random masks that was typed for a model that is scored without a bound."""
+    value = getattr(config, name)
+    has_bound = folder.objective.denoises if name == "draws_per_row" else estimate_of(folder.objective)
+    if value != getattr(EvalConfig, name) and (not has_bound or config.pseudo_likelihood):
+        raise ConfigError(f"{name}={value} means nothing for a model that is scored without a bound. Leave it out.")
+
+
 def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     """Return loss in nats per target, perplexity, accuracy and, for a causal model, bits per byte of the text.
 
@@ -161,6 +170,7 @@ def score_documents(config: EvalConfig, path: str | Path) -> dict[str, Any]:
     for a checkpoint that cannot be read.
     """
     folder = open_model(path, config.weights)
+    _check_draws(config, folder, "draws_per_row")
     tokenizer, seed = folder.tokenizer, folder.run.seed if folder.run else 0
     model, objective = _model(config, folder), folder.objective.build(tokenizer, seed)
     packing = _packing(config, folder.run)

@@ -60,9 +60,18 @@ class GenerationState:
     """The completion of one prompt, growing token by token. A character may take several tokens."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int], stop: StopStrings, limit: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        stop: StopStrings,
+        limit: int | None = None,
+        strip: bool = False,
     ) -> None:
-        """`limit` is the most new tokens: at it the completion has ended by its length."""
+        """`limit` is the most new tokens: at it the completion has ended by its length.
+
+        `strip` drops white space before the text, such as a template's new line, which is no stop string then.
+        """
+        self._strips = strip
         self.tokenizer = tokenizer
         self.stop = stop
         self.limit = limit
@@ -84,6 +93,7 @@ class GenerationState:
             return ""
         self._before, self._pending = self._pending[-1:], []
         self._buffer += text
+        self._strip()
         index = self.stop.find(self._buffer)
         if index is None:
             return self._emit(self.stop.safe_length(self._buffer))
@@ -96,6 +106,7 @@ class GenerationState:
             return ""
         self.finish_reason = finish_reason
         self._buffer += self.tokenizer.decode_after(self._before, self._pending) if self._pending else ""
+        self._strip()
         index = self.stop.find(self._buffer)
         if index is not None:
             self.finish_reason = FinishReason.stop_string
@@ -106,6 +117,11 @@ class GenerationState:
         assert self.finish_reason is not None
         tokens, log_probabilities = zip(*self.new, strict=True) if self.new else ((), ())
         return Completion("".join(self._text), tokens, log_probabilities, self.finish_reason)
+
+    def _strip(self) -> None:
+        if self._strips:
+            self._buffer = self._buffer.lstrip()
+            self._strips = not self._buffer
 
     def _emit(self, count: int) -> str:
         text, self._buffer = self._buffer[:count], self._buffer[count:]

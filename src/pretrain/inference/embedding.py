@@ -1,6 +1,7 @@
 """Embeddings of texts: batches of like lengths, the hidden states of each pooled."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,6 +31,42 @@ def chosen_pooling(pooling: Pooling | str, reads_both_ways: bool) -> Pooling:
     return Pooling(name)
 
 
+@dataclass(frozen=True)
+class Framing:
+    """The ids before and after a text that is embedded."""
+
+    tokenizer: Tokenizer
+    before: Sequence[int]
+    after: Sequence[int]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, is_published: bool) -> "Framing":
+        """Return BOS and EOS, as in training, or what the tokenizer of a published model adds in other programs."""
+        return cls(tokenizer, *(tokenizer.added_ids if is_published else ([tokenizer.bos_id], [tokenizer.eos_id])))
+
+    def whole(self, texts: Sequence[str], context_length: int) -> list[np.ndarray]:
+        """Return the ids of each text; raises ConfigError for one that is empty or longer than the context."""
+        encoded, most = self._encoded(texts), context_length - len(self.before) - len(self.after)
+        for ids in encoded:
+            if not 0 < len(ids) <= most:
+                raise ConfigError(
+                    f"a text of {len(ids)} tokens cannot be embedded: between 1 and {most} fit. Try a shorter text, or "
+                    "embed its parts."
+                )
+        return [self._framed(ids) for ids in encoded]
+
+    def beginnings(self, texts: Sequence[str], context_length: int) -> list[np.ndarray]:
+        """Return the ids of each text, cut so that they fit the context."""
+        most = context_length - len(self.before) - len(self.after)
+        return [self._framed(ids[:most]) for ids in self._encoded(texts)]
+
+    def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [ids[1:-1] for ids in self.tokenizer.encode_documents(texts)]
+
+    def _framed(self, ids: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.array(self.before, np.uint32), ids, np.array(self.after, np.uint32)])
+
+
 @torch.inference_mode()
 def text_vectors(
     model: LanguageModule,
@@ -38,7 +75,7 @@ def text_vectors(
     pooling: Pooling,
     reads_both_ways: bool,
 ) -> Tensor:
-    """Return a vector for each document of ids, BOS and EOS included, float32 (documents, d_model) on the CPU.
+    """Return a vector for each row of ids, float32 (documents, d_model) on the CPU.
 
     Raises DivergenceError where a vector is not finite.
     """

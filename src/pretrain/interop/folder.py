@@ -13,7 +13,7 @@ from pretrain.checkpoint.safetensors_file import TensorFiles
 from pretrain.data.tokenizers.load import NAMES
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, DataError, printable
-from pretrain.files.untrusted_files import open_regular
+from pretrain.files.untrusted_files import open_regular, read_json
 from pretrain.interop.config_json import ConfigJson, read_config_json
 from pretrain.interop.families import FAMILIES
 from pretrain.interop.family import Family, open_family
@@ -24,8 +24,10 @@ from pretrain.objectives.fine_tuning_config import Pooling
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 POOLING = "1_Pooling/config.json"  # of sentence-transformers
+MODULES = "modules.json"
+_COMPUTED_MODULES = ("Transformer", "Pooling", "Normalize")
 POOLING_MODES = {Pooling.first: "cls_token", Pooling.last: "lasttoken", Pooling.mean: "mean_tokens"}
-_HUB_FILES = [CONFIG, INDEX, WEIGHTS, "model-*.safetensors", POOLING, *NAMES]
+_HUB_FILES = [CONFIG, INDEX, WEIGHTS, "model-*.safetensors", POOLING, MODULES, *NAMES]
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 _HINT = "Is config.json that of these weights?"
@@ -132,13 +134,45 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
     return HuggingFaceFolder(folder, family, shape, tokenizer, files)
 
 
-def stated_pooling(folder: Path) -> Pooling | None:
-    """Return how the modules of sentence-transformers beside a model pool its hidden states.
+@dataclass(frozen=True)
+class StatedVectors:
+    """What the modules of sentence-transformers beside a model make of its hidden states."""
 
-    None without such modules, and where they pool in a way, or in several, that we do not have.
-    """
+    pooling: Pooling | None  # None: in a way, or in several, that we do not have
+    unknown: str = ""  # what of it is not computed here, such as 2_Dense; empty: nothing
+
+    def check(self) -> None:
+        """Raise CheckpointError if our vectors would be other ones than those of the folder."""
+        if self.unknown:
+            raise CheckpointError(
+                f"the folder of this model makes its vectors by {printable(self.unknown)}, which is not computed here. "
+                "Take its hidden states: embed(text, pooling='mean')."
+            )
+
+
+def stated_vectors(folder: Path) -> StatedVectors | None:
+    """Return how the modules of sentence-transformers beside a model embed texts; None without such modules."""
     if not (folder / POOLING).is_file():
         return None
+    if (unknown := _other_module(folder)) is not None:
+        return StatedVectors(_pooling(folder), unknown)
+    pooling = _pooling(folder)
+    return StatedVectors(pooling, "" if pooling else f"the pooling of {POOLING}")
+
+
+def _other_module(folder: Path) -> str | None:
+    """Return the first of the listed modules that is neither the model, its pooling nor a normalization."""
+    if not (folder / MODULES).is_file():
+        return None
+    try:
+        modules = read_json(folder / MODULES)
+        kinds = {str(module["path"] or module["name"]): str(module["type"]) for module in modules}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / MODULES} is no list of modules: {printable(str(error))[:100]}.") from error
+    return next((name for name, kind in kinds.items() if kind.rpartition(".")[2] not in _COMPUTED_MODULES), None)
+
+
+def _pooling(folder: Path) -> Pooling | None:
     record = read_config_json(folder / POOLING)
     chosen = [key.removeprefix("pooling_mode_") for key, value in record.values.items() if value is True]
     known = {mode: pooling for pooling, mode in POOLING_MODES.items()}

@@ -20,7 +20,17 @@ from pretrain.config.run import RunConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, printable
 from pretrain.files.object_storage import is_remote
-from pretrain.interop.folder import CONFIG, INDEX, PICKLED, WEIGHTS, fetch, is_hub_name, open_folder, stated_pooling
+from pretrain.interop.folder import (
+    CONFIG,
+    INDEX,
+    PICKLED,
+    WEIGHTS,
+    StatedVectors,
+    fetch,
+    is_hub_name,
+    open_folder,
+    stated_vectors,
+)
 from pretrain.kernels.onednn_linear import install
 from pretrain.models.config import ModelConfig
 from pretrain.models.interface import LanguageModule, allocate, build_model
@@ -50,7 +60,7 @@ class ModelFolder:
     run: RunConfig | None = None  # settings of the run that wrote it; None for a Hugging Face folder
     saved: TensorFiles | None = None  # tensors of the checkpoint, adapters apart from their matrices
     has_head: bool = True  # False: of a Hugging Face class without the layers that predict tokens
-    stated_pooling: Pooling | None = None  # of the modules of sentence-transformers in a Hugging Face folder
+    stated: StatedVectors | None = None  # of the modules of sentence-transformers in a Hugging Face folder
 
     @property
     def pooling(self) -> Pooling | None:
@@ -224,5 +234,5 @@ def _of_hugging_face(folder: Path) -> ModelFolder:
         metadata={"architecture": model.family.class_of(model.shape)},
         values=model.values,
         has_head=model.family.class_of(model.shape) != model.family.bare,
-        stated_pooling=stated_pooling(folder),
+        stated=stated_vectors(folder),
     )

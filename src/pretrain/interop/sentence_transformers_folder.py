@@ -25,7 +25,9 @@ def write_modules(folder: Path, source: ModelFolder, added_ids: AddedIds) -> Non
             "one does not. Fine-tune the model first (experiment=embed), or try sentence_transformers=false."
         )
     auto = Pooling.last if objective.causal else Pooling.mean
-    pooling = objective.embedding_pooling or source.stated_pooling or auto
+    if source.stated is not None and objective.embedding_pooling is None:
+        source.stated.check()
+    pooling = objective.embedding_pooling or (source.stated and source.stated.pooling) or auto
     shape = transformer_of(source.shape, "is exported to sentence-transformers")
     modes = {f"pooling_mode_{name}": pooling is known for known, name in POOLING_MODES.items()}
     settings: dict[str, object] = {"word_embedding_dimension": shape.d_model, **modes}

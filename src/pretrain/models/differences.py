@@ -18,6 +18,7 @@ _ALIKE = (
 )  # fmt: skip
 _AS_SET = (  # compared by layer or as a factor, shown as they are set
     "sliding_window", "global_attention_every", "nope_every", "value_embeddings_every", "base_width",
+    "logit_softcap", "attention_softcap",
 )  # fmt: skip
 
 _WITH_ORIGINAL = (RopeScaling.llama3, RopeScaling.yarn)

@@ -160,6 +160,11 @@ class Tokenizer:
         with suppressed_panics(), library_errors(f"the tokenizer cannot encode the prompt {text[:40]!a}", ADVICE):
             return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    @property
+    def unscored_ids(self) -> frozenset[int]:
+        """Special ids that stand for no text: all but those of unknown characters."""
+        return self.special_ids - self._unknown_ids
+
     @cached_property
     def added_ids(self) -> tuple[list[int], list[int]]:
         """Ids that the post-processor adds before and after a text in other programs."""
