@@ -36,7 +36,7 @@ class BoundEstimate:
     """How a bound is estimated."""
 
     draws: int = 32  # of masks, for each passage
-    shift_targets: bool = False  # the position before a hidden token predicts it
+    shift_targets: bool = False  # the position before a masked token predicts it
 
     def __post_init__(self) -> None:
         if not isinstance(self.draws, int) or self.draws < 2 or self.draws % 2:
@@ -187,7 +187,7 @@ def _sums(
     model: LanguageModule, passages: Sequence[Passage], draws: Sequence[_Draws], mask_id: int, estimate: BoundEstimate,
     batch_tokens: int,
 ) -> Floats:  # fmt: skip
-    """Return the summed log-probability of the hidden tokens of each copy of each passage, in nats."""
+    """Return the summed log-probability of the masked tokens of each copy of each passage, in nats."""
     rows = padded([passage.tokens for passage in passages])  # (R, T)
     lengths = np.array([len(passage.tokens) for passage in passages])
     row_of = np.repeat(np.arange(len(draws)), [len(each.hidden) for each in draws])

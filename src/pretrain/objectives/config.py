@@ -79,7 +79,7 @@ class ObjectiveConfig(Settings):
 
     @property
     def shift_targets(self) -> bool:
-        """Whether the position before a hidden token predicts it."""
+        """Whether the position before a masked token predicts it."""
         return self.causal
 
     @property
@@ -190,7 +190,7 @@ class MaskingConfig(ObjectiveConfig):
             )
 
     def build_masked(self, vocabulary: Vocabulary, seed: int, shift_targets: bool) -> Masked:
-        """Return the masked objective; `shift_targets`: the position before a hidden token predicts it."""
+        """Return the masked objective; `shift_targets`: the position before a masked token predicts it."""
         from pretrain.objectives.masked import Masked
 
         return Masked(
@@ -206,7 +206,7 @@ class MaskingConfig(ObjectiveConfig):
 
 @dataclass
 class MaskedConfig(MaskingConfig):
-    """Predict hidden tokens from both sides (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1)."""
+    """Predict masked tokens from both sides (Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1)."""
 
     kind: str = "masked"
 
@@ -228,7 +228,7 @@ class MaskedConfig(MaskingConfig):
 
 @dataclass
 class DiffusionConfig(ObjectiveConfig):
-    """Masked diffusion: predict hidden tokens at every noise level; the loss is a bound on -log p of the text.
+    """Masked diffusion: predict masked tokens at every noise level; the loss is a bound on -log p of the text.
 
     Source: Nie et al. 2025, https://arxiv.org/abs/2502.09992; Ou et al. 2024, https://arxiv.org/abs/2406.03736.
     """
@@ -242,7 +242,7 @@ class DiffusionConfig(ObjectiveConfig):
         0.01, "Share of the training rows in which one more document border is drawn, so that texts of every length "
         "are learned.", bounds="[0.0, 1.0]",
     )  # fmt: skip
-    shift: bool = setting(False, "The position before a hidden token predicts it, as in a causal model.")
+    shift: bool = setting(False, "The position before a masked token predicts it, as in a causal model.")
     complementary: bool = setting(
         False, "Train on every row twice, under a mask and its complement: every token is a target of one of both."
     )

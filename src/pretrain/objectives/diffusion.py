@@ -25,15 +25,15 @@ _ROUNDING = 1e-9  # a share of n tokens such as 0.1 x 30 must not become 4 of th
 
 
 class Diffusion(Objective):
-    """Masked diffusion with as many hidden tokens as a uniform draw says, and each loss weighted to be a bound.
+    """Masked diffusion with as many masked tokens as a uniform draw says, and each loss weighted to be a bound.
 
     Of the n maskable tokens of a document's piece in a row, k are hidden, k uniform over 1..n. The piece's loss is
-    n / k times the sum of their cross-entropies, and counts n targets. Its mean over k and the hidden tokens is the
+    n / k times the sum of their cross-entropies, and counts n targets. Its mean over k and the masked tokens is the
     mean of -log p over all orders of generation, an upper bound of -log p(piece) of the model that generates in random
     order. Hidden tokens are always replaced by [MASK]. A document's begin token is never hidden, its end token is:
     what can be hidden are the targets of the causal objective.
 
-    k and the hidden tokens are a pure function of (seed, sample index, piece of the row). k is of low discrepancy over
+    k and the masked tokens are a pure function of (seed, sample index, piece of the row). k is of low discrepancy over
     samples and pieces, which lowers the variance of the mean loss. Sources: Ou et al. 2024,
     https://arxiv.org/abs/2406.03736; Nie et al. 2025, https://arxiv.org/abs/2502.09992, section 2.
     """
@@ -64,7 +64,7 @@ class Diffusion(Objective):
         return {"": bound}
 
     def collate(self, rows: TokenRows, sample_indices: torch.Tensor) -> Batch:
-        """Return rows with hidden tokens and the weight n / k of each; targets are (B, T), in order of position.
+        """Return rows with masked tokens and the weight n / k of each; targets are (B, T), in order of position.
 
         With `complementary` the model reads 2 B rows, and T targets are enough for both passes of a row.
         """
@@ -148,7 +148,7 @@ class Diffusion(Objective):
         return maskable
 
     def _weights(self, n: NDArray[np.int64], k: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-        """Return the weight of a hidden token of each piece, (pieces,), in each pass."""
+        """Return the weight of a masked token of each piece, (pieces,), in each pass."""
         if self.config.passes == 1:
             return [(n / k).astype(np.float32)]
         # both passes of a piece that is all hidden are the same: one with twice the weight is their sum
@@ -191,7 +191,7 @@ class _Hidden:
 
 @dataclass(frozen=True)
 class _Targets:
-    """The hidden tokens of each row in order of pass and position, in arrays of static shape."""
+    """The masked tokens of each row in order of pass and position, in arrays of static shape."""
 
     ids: NDArray[np.int64]  # (B, T) IGNORE after the last
     positions: NDArray[np.int64]  # (B, T) that predict them, among the P T positions of the passes

@@ -18,7 +18,7 @@ _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # its fractional part in units of
 class Hybrid(Objective):
     """Next-token prediction on some rows, masked next-token prediction or masked diffusion on the others.
 
-    Masked rows have bidirectional attention, and the position before a hidden token predicts it, so that positions of
+    Masked rows have bidirectional attention, and the position before a masked token predicts it, so that positions of
     both kinds of rows predict the next token. Every target has the same weight, so a causal row, with more targets,
     weighs more than a masked one; a diffusion counts all tokens of a row, and weighs as much. Source: Charpentier and
     Samuel 2024, https://arxiv.org/abs/2410.24159, section 2.

@@ -56,7 +56,7 @@ class Masked(Objective):
         self.seed = seed
         self._seed_hash = hashed_key((seed,))
         self.word_starts = word_starts  # bool (vocab_size,): tokens that begin a word; for unit=whole_word only
-        self.shift_targets = shift_targets  # the position before a hidden token predicts it
+        self.shift_targets = shift_targets  # the position before a masked token predicts it
         self.mask_version: int = MASK_VERSION
         self._quotas_of: dict[int, tuple[NDArray[np.int64], NDArray[np.uint32]]] = {}  # by length of a row
         # of a hash of 32 bits: below the first a token is masked, from there to the second replaced by a random one
@@ -83,7 +83,7 @@ class Masked(Objective):
         return max(1, math.ceil(self.config.mask_probability * length))
 
     def collate(self, rows: TokenRows, sample_indices: torch.Tensor) -> Batch:
-        """Return rows with hidden tokens; targets are (B, ceil(mask_probability T)), sorted by position."""
+        """Return rows with masked tokens; targets are (B, ceil(mask_probability T)), sorted by position."""
         tokens = rows.tokens.copy()
         n_targets = self.targets_per_sequence(tokens.shape[1])
         target_positions = np.zeros((len(tokens), n_targets), dtype=np.int64)

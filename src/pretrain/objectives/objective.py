@@ -29,7 +29,7 @@ class Objective(nn.Module):
 
     @property
     def validation_parts(self) -> "dict[str, Objective]":
-        """The parts as validation scores them, by name: with another share of hidden tokens where the settings say."""
+        """The parts as validation scores them, by name: with another share of masked tokens where the settings say."""
         return self.parts
 
     def targets_per_sequence(self, length: int) -> int:
