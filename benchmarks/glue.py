@@ -35,7 +35,7 @@ from machine import machine
 
 from pretrain.commands.glue import WARMUP_SHARE, row_size, score_glue, split_train
 from pretrain.evaluation.config import GLUE_TASKS, EvalConfig, GlueConfig, Task
-from pretrain.evaluation.glue import REGRESSION, LabelledText, glue_metrics, read_split
+from pretrain.evaluation.glue import REGRESSION, LabeledText, glue_metrics, read_split
 from pretrain.parallel.precision import auto_precision
 from pretrain.training.config import PathsConfig, Precision
 
@@ -72,7 +72,7 @@ class Cell:
 class Rows(torch.utils.data.Dataset):
     """Encoded examples, as the Trainer reads them."""
 
-    def __init__(self, tokenizer: Any, rows: list[LabelledText], labels: list[str] | None) -> None:
+    def __init__(self, tokenizer: Any, rows: list[LabeledText], labels: list[str] | None) -> None:
         pairs = [(row.text,) if isinstance(row.text, str) else row.text for row in rows]
         self.encoded = [tokenizer(*pair, truncation=True) for pair in pairs]
         self.targets = [float(row.label) if labels is None else labels.index(row.label) for row in rows]

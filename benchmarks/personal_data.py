@@ -1,4 +1,4 @@
-"""How well personal data is found: recall and precision of each kind on labelled sentences, and texts without any.
+"""How well personal data is found: recall and precision of each kind on labeled sentences, and texts without any.
 
 `python benchmarks/personal_data.py`: presidio-research's synthetic sentences (PRETRAIN_ASSETS), and 200 negatives that
 this script writes: dates, versions,
@@ -57,17 +57,17 @@ def main() -> None:
     rows = json.loads((assets() / "curation/pii/synth_dataset_v2.json").read_text(encoding="utf8"))
     gold, hit, found, right = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for row in rows:
-        labelled = [
+        labeled = [
             Span(each["start_position"], each["end_position"], LABELS[each["entity_type"]])
             for each in row["spans"] if each["entity_type"] in LABELS
         ]  # fmt: skip
         spans = find(row["full_text"])
-        for span in labelled:
+        for span in labeled:
             gold[span.kind] += 1
             hit[span.kind] += any(overlaps(span, other) and other.kind == span.kind for other in spans)
         for span in spans:
             found[span.kind] += 1
-            right[span.kind] += any(overlaps(span, other) and other.kind == span.kind for other in labelled)
+            right[span.kind] += any(overlaps(span, other) and other.kind == span.kind for other in labeled)
     texts = negatives()
     false = [text for text in texts if find(text)]
     for text in false[:5]:
@@ -79,7 +79,7 @@ def main() -> None:
     speed = sum(len(text.encode()) for text in reviews) / (time.process_time() - started_s) / 1e6
     result = Result("personal_data", typed(), {"sentences": len(rows), "negatives": len(texts)})
     result.figures["kinds"] = {
-        kind: {"labelled": gold[kind], "recalled": hit[kind], "found": found[kind], "right": right[kind]}
+        kind: {"labeled": gold[kind], "recalled": hit[kind], "found": found[kind], "right": right[kind]}
         for kind in KINDS if gold[kind] or found[kind]
     }  # fmt: skip
     result.figures["negatives"] = {"texts": len(texts), "with a false find": len(false)}

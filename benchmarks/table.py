@@ -27,7 +27,12 @@ PAGES = [
 BLOCK = re.compile(r"<!-- results(?:: (?P<name>\w+))? -->\n(?P<table>.*?)<!-- /results -->", re.S)
 MEASURED = re.compile(r"^Measured at .*\n", re.M)
 SUMMARY = (  # of README: what is shown, result, line, baseline
-    ("Shakespeare, seconds to the same loss, CPU", "time_to_loss", "Shakespeare, to the baseline's loss", "baseline"),
+    (
+        "Shakespeare in characters, seconds to the same loss, CPU",
+        "time_to_loss",
+        "Shakespeare, to the baseline's loss",
+        "baseline",
+    ),
     ("training GPT-2 small, CPU", "training_step", "training, gpt 124m, 4 x 512 tokens", "nanogpt"),
     ("generation, batch 1, int8, CPU", "generation", "generation, batch 1, prompt 32, int8", "transformers"),
     ("training GPT-2 small, one H200", "gpu", "training, gpt 124m gpu, 8 x 16 x 1024 tokens", "nanogpt"),
@@ -440,11 +445,11 @@ def near_duplicates(result: dict[str, Any]) -> str:
 def personal_data(result: dict[str, Any]) -> str:
     """Return the tables of personal data: each kind, and texts that have none."""
     figures = result["figures"]
-    lines = ["| kind | labelled | recall | found | precision |", "|---|---|---|---|---|"]
+    lines = ["| kind | labeled | recall | found | precision |", "|---|---|---|---|---|"]
     for kind, each in figures["kinds"].items():
-        recall = f"{each['recalled'] / each['labelled']:.3f}" if each["labelled"] else ""
+        recall = f"{each['recalled'] / each['labeled']:.3f}" if each["labeled"] else ""
         precision = f"{each['right'] / each['found']:.3f}" if each["found"] else ""
-        lines.append(f"| {kind} | {each['labelled']} | {recall} | {each['found']} | {precision} |")
+        lines.append(f"| {kind} | {each['labeled']} | {recall} | {each['found']} | {precision} |")
     negatives, reviews = figures["negatives"], figures["reviews"]
     lines += ["", "| what | result |", "|---|---|"]
     lines.append(f"| negatives with a false find | {negatives['with a false find']} of {negatives['texts']} |")

@@ -132,7 +132,7 @@ REFUSED = [
     ("{a: {kind: text_file}, DOCS}", "data.sources.a.kind=text_file is unknown. Did you mean text_files?"),
     (
         "{a: {kind: [1]}, DOCS}",
-        "data.sources.a.kind=[1] is unknown. There are: chat, curated, hugging_face, labelled, pairs, prepared, pyt",
+        "data.sources.a.kind=[1] is unknown. There are: chat, curated, hugging_face, labeled, pairs, prepared, pyt",
     ),
     ("{a: {kind: mixture}, DOCS}", "data.sources.a.kind=mixture would put a mixture into the mixture. Name its sourc"),
     ("{a: {kind: text_files, weight: 1}, DOCS}", "data.sources.a.path has no value, and needs one. Give it as data.s"),

@@ -38,6 +38,10 @@ def test_every_old_name_on_the_command_line_is_the_new_setting(monkeypatch, caps
     assert with_current_name("weights=int8") == "dtype=int8"  # of generate.py and eval.py
     assert with_current_name("weights=ema") == "weights=ema"  # the setting that has the name now
     assert notes_on(["weights=ema"]) == []
+    assert with_current_name("data=labelled") == "data=labeled"
+    assert notes_on(["data=labelled"]) == [
+        "data=labelled is now called data=labeled; the old name is read for one version more."
+    ]
     assert with_current_name("++model.tied=true") == "++model.tie_embeddings=true"
 
 
@@ -64,3 +68,9 @@ def test_every_new_name_is_a_setting():
     entries = {"loggers.tensorboard", "loggers.csv"}  # whose names are the user's
     assert set(RENAMED.values()) - entries <= set(every_setting(RunConfig))
     assert not set(RENAMED) & set(every_setting(RunConfig))
+
+
+def test_data_of_a_kind_that_had_another_name_is_read() -> None:
+    saved = to_dict(compose("train", ["data=labeled", "data.path=x", "objective=classify", "objective.labels=[a,b]"]))
+    older = saved | {"data": saved["data"] | {"kind": "labelled"}}
+    assert to_dict(from_dict(older)) == saved

@@ -30,7 +30,7 @@ def composed(*words: str) -> RunConfig:
         ([*OWN, "experiment=shakespeare"], 1250),
         ([*OWN, "recipe=gpt_small"], 4800),
         (STREAM, 800),  # its length is unknown
-        ([*OWN, "data=labelled", "objective=classify"], 800),
+        ([*OWN, "data=labeled", "objective=classify"], 800),
     ],
 )
 def test_the_rule_decides_only_where_nothing_else_gives_the_length(words: list[str], steps: int | None) -> None:

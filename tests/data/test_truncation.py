@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.data.config import BytesTokenizerConfig
-from pretrain.data.fine_tuning_config import LabelledTextConfig, RelatedTextsConfig
+from pretrain.data.fine_tuning_config import LabeledTextConfig, RelatedTextsConfig
 from pretrain.data.prepare import prepare
 from pretrain.data.train_stream import ShuffledRows
 from pretrain.data.truncation import truncated
@@ -59,7 +59,7 @@ def test_rows_hold_something_of_every_text(tmp_path: Path, related: bool) -> Non
     first, second = "a" * 80, "b" * 30
     text.write_text(f"anchor,positive,label\n{first},{second},yes\n{'c' * 5},{'d' * 5},no\n")
     columns = {"pair_column": "positive", "text_column": "anchor"} if not related else {}
-    kind = RelatedTextsConfig if related else LabelledTextConfig
+    kind = RelatedTextsConfig if related else LabeledTextConfig
     config = kind(path=str(text), validation_fraction=0.0, **columns)
     prepared = prepare(config, BytesTokenizerConfig(), tmp_path / "cache", lambda message: None)
     (store,) = prepared.train.values()

@@ -19,7 +19,7 @@ from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.agreement import binary_f1, matthews, pearson, spearman
 from pretrain.evaluation.config import GLUE_TASKS, EvalConfig, GlueConfig, Task
-from pretrain.evaluation.glue import LabelledText, glue_metrics, read_split
+from pretrain.evaluation.glue import LabeledText, glue_metrics, read_split
 from pretrain.training.config import PathsConfig
 from pretrain.training.train import run
 
@@ -53,7 +53,7 @@ def test_the_published_files_are_read(assets: Path) -> None:
     first = read_split(folder, "MRPC", "train")[0]
     assert first.text[0].startswith('Amrozi accused his brother , whom he called " the witness " , of')
     assert first.label == "1"
-    assert read_split(folder, "STS-B", "dev")[0] == LabelledText(
+    assert read_split(folder, "STS-B", "dev")[0] == LabeledText(
         ("A man with a hard hat is dancing.", "A man wearing a hard hat is dancing."), "5.000"
     )
 
@@ -125,7 +125,7 @@ def test_the_table_has_a_line_for_each_metric() -> None:
 
 
 def test_the_held_out_tenth_is_never_trained_on() -> None:
-    rows = [LabelledText(str(number), "a") for number in range(57)]
+    rows = [LabeledText(str(number), "a") for number in range(57)]
     part, held_out = glue.split_train(rows)
     assert (len(part), len(held_out)) == (52, 5)
     assert sorted(int(row.text) for row in [*part, *held_out]) == list(range(57))
@@ -142,9 +142,9 @@ def test_a_step_has_about_as_many_examples_as_asked_of_any_context(
     monkeypatch.setattr(glue, "open_model", lambda path: base)
     monkeypatch.setattr(glue, "train", lambda *words: typed.extend(words))
     tuning = glue.Glue(EvalConfig(task=Task.glue, path="glue", paths=PathsConfig(logs_dir=str(tmp_path))), tmp_path)
-    tuning._train(glue.Try("CoLA", 1e-4, 0, "text"), [LabelledText("abc", "01"[n % 2]) for n in range(400)])
+    tuning._train(glue.Try("CoLA", 1e-4, 0, "text"), [LabeledText("abc", "01"[n % 2]) for n in range(400)])
     assert {f"model.context_length={length}", "batch_size=1", "schedule.warmup_fraction=0.06"} <= {*typed}
-    pairs = [LabelledText(("a" * 99, "b" * 50), "1"), LabelledText(("a", "b"), "0")]
+    pairs = [LabeledText(("a" * 99, "b" * 50), "1"), LabeledText(("a", "b"), "0")]
     assert glue.row_size(tmp_path, pairs, 1).length == (2 * 152 if family == "llama" else 8192)
 
 

@@ -192,7 +192,7 @@ def test_an_example_that_cannot_be_scored_is_refused_by_its_line() -> None:
 
 @pytest.mark.parametrize("has_bound", [False, True])
 def test_text_that_a_tokenizer_cannot_read_is_scored_as_unknown(has_bound: bool) -> None:
-    """If it were left out, a text without a readable word would be the likeliest of all."""
+    """If it were left out, a text without a readable word would be the most likely of all."""
     words = tokenizer_of("word piece").with_mask("[MASK]")
     bound = BoundEstimate(2) if has_bound else None
     model = Scorer(random_model(shape("bert"), words.vocab_size, causal=False), words, bound=bound)

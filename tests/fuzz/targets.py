@@ -108,7 +108,7 @@ TARGETS = [
     Target("corpus", "texts/a.jsonl.xz", ("prepare_jsonl.xz",)),
     Target("fine-tuning", "texts/pairs.jsonl", ("prepare_pairs",)),
     Target("fine-tuning", "texts/chat.jsonl", ("prepare_chat",)),
-    Target("fine-tuning", "texts/labelled.txt", ("prepare_labelled",)),
+    Target("fine-tuning", "texts/labeled.txt", ("prepare_labeled",)),
     Target("examples", "texts/minimal.jsonl", ("eval_minimal", "scores")),
     Target("examples", "texts/choice.jsonl", ("eval_choice",)),
     Target("examples", "texts/cloze.jsonl", ("eval_cloze",)),
@@ -157,8 +157,8 @@ def commands(folder: Path) -> dict[str, tuple[str, list[str]]]:
         "prepare_pairs": ("prepare.py", [
             "data=pairs", f"data.path={folder}/texts/pairs.jsonl", "tokenizer=bytes", *new,
         ]),
-        "prepare_labelled": ("prepare.py", [
-            "data=labelled", f"data.path={folder}/texts/labelled.txt", "tokenizer=bytes", *new,
+        "prepare_labeled": ("prepare.py", [
+            "data=labeled", f"data.path={folder}/texts/labeled.txt", "tokenizer=bytes", *new,
         ]),
         "scores": ("train.py", [
             *whole_run, "trainer.max_steps=1", "scores.every_n_steps=1",
@@ -247,7 +247,7 @@ def _write_corpora(folder: Path, texts: list[str]) -> None:
     turns = [("user", 0, 9), ("assistant", 9, 15), ("user", 15, 20), ("assistant", 20, 26)]
     chats = [{"messages": [{"role": who, "content": t[a:b]} for who, a, b in turns]} for t in texts]
     (folder / "chat.jsonl").write_text("".join(f"{json.dumps(chat)}\n" for chat in chats))
-    (folder / "labelled.txt").write_text("".join(f"{text}\t{'ab'[n % 2]}\n" for n, text in enumerate(texts)))
+    (folder / "labeled.txt").write_text("".join(f"{text}\t{'ab'[n % 2]}\n" for n, text in enumerate(texts)))
     examples = {
         "minimal": [{"sentence_good": t[:20], "sentence_bad": t[5:25], "UID": "x"} for t in texts[:6]],
         "choice": [{"query": t[:9], "choices": [t[10:19], t[20:25]], "gold": 0} for t in texts[:6]],

@@ -14,7 +14,7 @@ from pretrain.config.run import RunConfig
 from pretrain.config.scripts import ExportConfig
 from pretrain.config.serialize import to_dict
 from pretrain.data.config import BytesTokenizerConfig
-from pretrain.data.fine_tuning_config import LabelledTextConfig
+from pretrain.data.fine_tuning_config import LabeledTextConfig
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.interop.classifiers import CLASSIFIERS, classifier_family
@@ -51,7 +51,7 @@ def classifier_run(
     """Write what a run leaves behind that made a classifier of random weights, and return its folder."""
     run = RunConfig(
         name="tiny", tokenizer=BytesTokenizerConfig(), model=config, optimizer=AdamWConfig(), schedule=CosineConfig(),
-        data=LabelledTextConfig(path="reviews.tsv"),
+        data=LabeledTextConfig(path="reviews.tsv"),
         objective=ClassifyConfig(left_to_right=causal, pooling=pooling, labels=LABELS), **settings,
     )  # fmt: skip
     model = config.build(BYTES.vocab_size, causal, len(LABELS))

@@ -60,9 +60,7 @@ def test_a_folder_says_how_its_vectors_are_pooled(mode: str, pooling: str, tmp_p
     listed.append({"idx": 1, "path": "2_Dense", "name": "1", "type": "sentence_transformers.models.Dense"})
     (folder / "modules.json").write_text(json.dumps(listed))
     dense = LanguageModel.load(folder)
-    with pytest.raises(
-        CheckpointError, match=r"makes its vectors by 2_Dense, which is not computed here"
-    ):
+    with pytest.raises(CheckpointError, match=r"makes its vectors by 2_Dense, which is not computed here"):
         dense.embed("the fox")
     with pytest.raises(CheckpointError, match="2_Dense"):
         dense.embed_beginnings(["the fox"])
@@ -86,9 +84,7 @@ def test_a_published_model_embeds_the_ids_that_its_tokenizer_adds(llama: Path, t
     assert not torch.allclose(plain.embed("the fox"), hidden, atol=1e-2)
     length = llm.model.config.context_length
     assert llm.embed_beginnings(["a" * length]).shape == (1, llm.model.config.d_model)
-    with pytest.raises(
-        ConfigError, match=rf"a text of {length} tokens cannot be embedded: .* 1 and {length - 1} fit"
-    ):
+    with pytest.raises(ConfigError, match=rf"a text of {length} tokens cannot be embedded: .* 1 and {length - 1} fit"):
         llm.embed("a" * length)
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(CheckpointError, match=r"by the pooling of 1_Pooling/config\.json, which is not computed here"):

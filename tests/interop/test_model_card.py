@@ -11,7 +11,7 @@ from test_export import run_of
 from pretrain.checkpoint.average import average
 from pretrain.config.scripts import ExportConfig
 from pretrain.data.config import DataConfig, PythonDocsConfig
-from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import ChatConfig, LabeledTextConfig, PairsConfig
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.files.records import sealed
 from pretrain.interop.export import export_model
@@ -61,14 +61,14 @@ def test_a_record_of_corpora_that_was_edited_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-LABELLED = LabelledTextConfig(path="x")
+LABELED = LabeledTextConfig(path="x")
 
 
 @pytest.mark.parametrize(
     ("one", "other", "message"),
     [
-        ({"objective": ClassifyConfig(labels=["a", "b"]), "data": LABELLED}, {"objective": ClassifyConfig(
-            labels=["b", "a"]), "data": LABELLED}, r"labels differs, \W+a\W+b\W+ and \W+b\W+a\W"),
+        ({"objective": ClassifyConfig(labels=["a", "b"]), "data": LABELED}, {"objective": ClassifyConfig(
+            labels=["b", "a"]), "data": LABELED}, r"labels differs, \W+a\W+b\W+ and \W+b\W+a\W"),
         ({"objective": CausalConfig()}, {"objective": MaskedConfig()}, "causal attention differs, true and false"),
     ],
 )  # fmt: skip

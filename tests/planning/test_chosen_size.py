@@ -130,7 +130,7 @@ def test_what_is_typed_stays(plan: Plan) -> None:
     [
         (["time=10"], r"time=10 is the time of a run whose size .* Try size=auto time=10, or trainer\.max_time=10"),
         (["size=auto", "init_from=x"], r"size=auto chooses .* init_from=x has a shape already\. Try size=null"),
-        (["size=mini", "objective=classify", "data=labelled", "data.path=x"], "size=mini .* fine-tunes .*=null"),
+        (["size=mini", "objective=classify", "data=labeled", "data.path=x"], "size=mini .* fine-tunes .*=null"),
         (["size=auto", "time=0"], r"time=0.0 is not a number of minutes above 0\. Try time=10"),
         (["size=huge"], "size=huge"),
     ],

@@ -304,10 +304,10 @@ def test_a_base_that_reads_the_other_way_is_refused(tiny, base, tmp_path):
     ("words", "message"),
     [
         (["objective=classify"], r"objective=classify predicts labels of texts, and data\.kind=python_docs has"),
-        (["data=labelled", "data.path=x"], r"data\.kind=labelled has labels, and objective=causal does not predict"),
+        (["data=labeled", "data.path=x"], r"data\.kind=labeled has labels, and objective=causal does not predict"),
         (["data=pairs", "data.path=x", "objective=masked"], r"data\.kind=pairs trains a causal .* objective=masked"),
         (
-            ["data=labelled", "data.path=x", "objective=classify", "scores.every_n_steps=5", "scores.cloze=[x]"],
+            ["data=labeled", "data.path=x", "objective=classify", "scores.every_n_steps=5", "scores.cloze=[x]"],
             r"scores\.every_n_steps=5 scores probabilities of tokens, and objective=classify",
         ),
         (
@@ -358,7 +358,7 @@ def test_doctor_and_plan_refuse_fine_tuning():
         shrink(compose("train", ["data=pairs", "data.path=x"]))
     register_schemas("plan", PlanConfig)
     with pytest.raises(ConfigError, match=r"objective=classify fine-tunes, and plan counts pre-training"):
-        compose("plan", ["data=labelled", "data.path=x", "objective=classify"])
+        compose("plan", ["data=labeled", "data.path=x", "objective=classify"])
     plan = compose("plan", ["data=pairs", "data.path=/nowhere", "dry_run=false", "device=h100", "trainer=gpu"])
     assert "parameters" in answer(plan)
 

@@ -11,7 +11,7 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
 from pretrain.config.compose import compose
 from pretrain.config.scripts import ExportConfig
-from pretrain.data.fine_tuning_config import LabelledTextConfig
+from pretrain.data.fine_tuning_config import LabeledTextConfig
 from pretrain.data.prepare import prepare
 from pretrain.data.token_store.annotations import Annotations
 from pretrain.errors import ConfigError, DataError
@@ -101,7 +101,7 @@ def test_numbers_are_read_from_lines_and_columns(tiny, tmp_path):
     records = [("a", 3.5), ("b", "-2"), ("c", None), ("d", "good"), ("e", 10**400)]
     columns.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in records))
     for file in (path, columns):
-        data = LabelledTextConfig(path=str(file), numeric_labels=True, validation_fraction=0.0)
+        data = LabeledTextConfig(path=str(file), numeric_labels=True, validation_fraction=0.0)
         prepared = prepare(data, tiny.config().tokenizer, tmp_path / "cache", report=lambda line: None)
         annotations = prepared.train[""].annotations
         assert annotations is not None
@@ -114,7 +114,7 @@ def test_numbers_are_read_from_lines_and_columns(tiny, tmp_path):
 def test_a_damaged_number_is_found(tiny, tmp_path):
     path = tmp_path / "rated.tsv"
     path.write_text("fine\t3.5\nworse\t-2\n")
-    data = LabelledTextConfig(path=str(path), numeric_labels=True, validation_fraction=0.0)
+    data = LabeledTextConfig(path=str(path), numeric_labels=True, validation_fraction=0.0)
     store = prepare(data, tiny.config().tokenizer, tmp_path / "cache", report=lambda line: None).train[""]
     file = store.folder / "annotations.bin"
     file.write_bytes(b"\xff" * 8)
@@ -129,11 +129,11 @@ def test_a_damaged_number_is_found(tiny, tmp_path):
     [
         (["objective=regress"], r"objective=regress predicts numbers of texts, and data\.kind=python_docs has none"),
         (
-            ["objective=regress", "data=labelled", "data.path=x"],
+            ["objective=regress", "data=labeled", "data.path=x"],
             r"objective=regress predicts numbers, and data\.numeric_labels=false\. Try data\.numeric_labels=true, or",
         ),
         (
-            ["objective=classify", "data=labelled", "data.path=x", "data.numeric_labels=true"],
+            ["objective=classify", "data=labeled", "data.path=x", "data.numeric_labels=true"],
             r"objective=classify predicts labels, and data\.numeric_labels=true\. Try objective=regress, or",
         ),
     ],

@@ -285,12 +285,12 @@ def test_text_of_a_later_stage_that_it_cannot_use_is_refused_before_the_first_st
         lines = [f"the fox {number}\t{labels[number % 2]}\n" for number in range(40)]
         (tmp_path / f"{name}.tsv").write_text("".join(lines))
     stages = ["stages.a.until_steps=2", "trainer.max_steps=4"]
-    labelled = ["data=labelled", f"data.path={tmp_path / 'a.tsv'}", "objective=classify", "model=bert_nano"]
+    labeled = ["data=labeled", f"data.path={tmp_path / 'a.tsv'}", "objective=classify", "model=bert_nano"]
     (tmp_path / "short.txt").write_text("the fox " * 20)
     needle = ["model=llama_nano", "model.context_length=128", "scores.every_n_steps=2"]
     needle += [f"scores.needle=[{tmp_path / 'short.txt'}]", "stages.b.model.context_length=512"]
     for words, error, message in [
-        ([*labelled, f"stages.b.data.path={tmp_path / 'b.tsv'}"], ConfigError,
+        ([*labeled, f"stages.b.data.path={tmp_path / 'b.tsv'}"], ConfigError,
          r"in stages\.b: its training data has the labels maybe, yes, and that of the run has no, yes\. Give"),
         (["callbacks=early_stopping", "stages.b.data.validation_fraction=0"], ConfigError,
          r"in stages\.b: callbacks\.early_stopping watches the validation, and the run has no validation doc"),

@@ -17,7 +17,7 @@ from pretrain.commands.from_python import train
 from pretrain.config.overrides import quote
 from pretrain.errors import DataError, printable
 from pretrain.evaluation.config import EvalConfig
-from pretrain.evaluation.glue import REGRESSION, LabelledText, glue_metrics, read_split
+from pretrain.evaluation.glue import REGRESSION, LabeledText, glue_metrics, read_split
 from pretrain.files.atomic_files import write_atomically
 from pretrain.interop.load import open_model
 from pretrain.language_model import LanguageModel
@@ -77,8 +77,8 @@ class Results:
 
 
 def split_train(
-    rows: Sequence[LabelledText], max_train_examples: int = 0
-) -> tuple[list[LabelledText], list[LabelledText]]:
+    rows: Sequence[LabeledText], max_train_examples: int = 0
+) -> tuple[list[LabeledText], list[LabeledText]]:
     """Return the rows to train on, in an order that never changes and at most so many (0: all), and the held-out tenth.
 
     The tenth is of all rows, whatever is trained on.
@@ -97,7 +97,7 @@ class RowSize:
     examples: float  # that a row holds, about
 
 
-def row_size(base: str | Path, rows: Sequence[LabelledText], batch_examples: int) -> RowSize:
+def row_size(base: str | Path, rows: Sequence[LabeledText], batch_examples: int) -> RowSize:
     """Return rows of the base's context length, or of about a step's examples where that holds more of them.
 
     A row of 8,192 tokens holds hundreds of sentences, and a step reads a row at least. Rows are twice as long as the
@@ -188,7 +188,7 @@ class Glue:
             for name, each in values.items()
         }
 
-    def _scores(self, one: Try, rows: Sequence[LabelledText], asked: Sequence[LabelledText]) -> dict[str, float]:
+    def _scores(self, one: Try, rows: Sequence[LabeledText], asked: Sequence[LabeledText]) -> dict[str, float]:
         """Return the metrics on the rows `asked` of the model that the try trains, or has trained."""
         folder = self.folder / one.name
         if finished_run(folder) is None:
@@ -202,7 +202,7 @@ class Glue:
         )
         return glue_metrics(one.task, answers, [row.label for row in asked])
 
-    def _train(self, one: Try, rows: Sequence[LabelledText]) -> None:
+    def _train(self, one: Try, rows: Sequence[LabeledText]) -> None:
         folder, settings = self.folder / one.name, self.config.glue
         shutil.rmtree(folder, ignore_errors=True)  # of a try that was interrupted
         path = self.folder / f"{one.task}.jsonl"

@@ -114,7 +114,7 @@ _PRESETS: dict[str, dict[str, str]] = {
     "data": {
         "text_files": "text txt file files local folder jsonl json", "hugging_face": "hf huggingface datasets hub",
         "wikitext": "wiki wikitext_2 wikitext_103 wikitext2 wikitext103",
-        "pairs": "instruct sft chat instructions", "labelled": "labeled classification labels", "mixture": "mix blend",
+        "pairs": "instruct sft chat instructions", "labeled": "labelled classification labels", "mixture": "mix blend",
     },
     "tokenizer": {"bytes": "byte char characters byt5", "pretrained": "hf huggingface hugging_face sentencepiece"},
     "optimizer": {"adamw": "adam adam_w sgd adamw_torch adafactor", "stable_adamw": "stableadamw"},

@@ -31,7 +31,7 @@ from pretrain.data.config import (
     TokenizerConfig,
 )
 from pretrain.data.curation.config import SOURCE_KINDS
-from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig, RelatedTextsConfig
+from pretrain.data.fine_tuning_config import ChatConfig, LabeledTextConfig, PairsConfig, RelatedTextsConfig
 from pretrain.data.prepared_config import PreparedConfig, PreparedTokenizerConfig
 from pretrain.errors import ConfigError, nearest, printable, shown
 from pretrain.evaluation.task import TaskConfig
@@ -81,7 +81,7 @@ _BUILT_IN: dict[str, tuple[type, ...]] = {
         MixtureConfig,
         PairsConfig,
         ChatConfig,
-        LabelledTextConfig,
+        LabeledTextConfig,
         RelatedTextsConfig,
     ),
     "tokenizer": (BytesTokenizerConfig, BPETokenizerConfig, PretrainedTokenizerConfig, PreparedTokenizerConfig),

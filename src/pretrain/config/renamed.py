@@ -27,7 +27,8 @@ RENAMED = {
 
 
 _ON_THE_COMMAND_LINE = RENAMED | {"weights": "dtype"}  # of generate.py and eval.py, whose settings no run saves
-_RESPELLED = {"task=memorisation": "task=memorization"}
+_RESPELLED = {"task=memorisation": "task=memorization", "data=labelled": "data=labeled"}
+_KINDS_OF_DATA = {"labelled": "labeled"}
 _WEIGHTS = ("trained", "ema")  # values of the setting that is called weights now
 
 
@@ -58,15 +59,28 @@ def with_current_names(saved: dict[str, Any]) -> dict[str, Any]:
                 target.setdefault(new_name, value)
             if not section:  # the group is no longer one
                 del current[group]
+    for name in ("data", "stages"):
+        if isinstance(current.get(name), dict):
+            current[name] = _with_current_kinds(current[name])
     return current
+
+
+def _with_current_kinds(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of data with the current kinds, those of a mixture's sources and of stages too."""
+    found = {key: _with_current_kinds(value) if isinstance(value, dict) else value for key, value in saved.items()}
+    if isinstance(kind := found.get("kind"), str):
+        found["kind"] = _KINDS_OF_DATA.get(kind, kind)
+    return found
 
 
 def notes_on(overrides: list[str]) -> list[str]:
     """Return one line for each override that uses an old name, naming the new one."""
-    words = [override.lstrip("+").partition("=") for override in overrides]
-    known = [
-        key for key, equals, value in words if equals and key in _ON_THE_COMMAND_LINE and not _is_current(key, value)
-    ]
-    return [
-        f"{key} is now called {_ON_THE_COMMAND_LINE[key]}; the old name is read for one version more." for key in known
-    ]
+    notes = []
+    for word in (override.lstrip("+") for override in overrides):
+        key, equals, value = word.partition("=")
+        new = _ON_THE_COMMAND_LINE.get(key) if equals and not _is_current(key, value) else None
+        if word in _RESPELLED:
+            key, new = word, _RESPELLED[word]
+        if new is not None:
+            notes.append(f"{key} is now called {new}; the old name is read for one version more.")
+    return notes

@@ -20,7 +20,7 @@ from pretrain.data.config import (
     Mode,
     TokenizerConfig,
 )
-from pretrain.data.fine_tuning_config import ChatConfig, LabelledTextConfig, PairsConfig, RelatedTextsConfig
+from pretrain.data.fine_tuning_config import ChatConfig, LabeledTextConfig, PairsConfig, RelatedTextsConfig
 from pretrain.errors import ConfigError
 from pretrain.evaluation.config import ScoresConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
@@ -351,9 +351,9 @@ def _check_fine_tuning(config: RunConfig) -> None:
         _check_contrastive(config)
     elif isinstance(objective, ClassifyConfig | RegressConfig):
         _check_labels(config, objective)
-    elif isinstance(data, LabelledTextConfig):
+    elif isinstance(data, LabeledTextConfig):
         raise ConfigError(
-            f"data.kind=labelled has labels, and objective={objective.kind} does not predict them. "
+            f"data.kind=labeled has labels, and objective={objective.kind} does not predict them. "
             "Try objective=classify, or data=text_files for the texts alone."
         )
     elif not isinstance(objective, CausalConfig) and not objective.denoises:
@@ -369,10 +369,10 @@ def _check_fine_tuning(config: RunConfig) -> None:
 def _check_labels(config: RunConfig, objective: ClassifyConfig | RegressConfig) -> None:
     """Raise ConfigError unless the data have the labels, or the numbers, that the objective predicts."""
     data, predicted = config.data, "numbers" if isinstance(objective, RegressConfig) else "labels"
-    if not isinstance(data, LabelledTextConfig):
+    if not isinstance(data, LabeledTextConfig):
         raise ConfigError(
             f"objective={objective.kind} predicts {predicted} of texts, and data.kind={data.kind} has none. "
-            "Try data=labelled data.path=<lines of text, tab, label>."
+            "Try data=labeled data.path=<lines of text, tab, label>."
         )
     if data.numeric_labels is not isinstance(objective, RegressConfig):
         numeric = str(data.numeric_labels).lower()

@@ -74,7 +74,7 @@ class PairsConfig(AnnotatedConfig):
             )
 
     def open(self) -> Source:
-        from pretrain.data.sources.labelled_files import Pairs
+        from pretrain.data.sources.labeled_files import Pairs
 
         return Pairs(self)
 
@@ -106,7 +106,7 @@ class ChatConfig(AnnotatedConfig):
     )
 
     def open(self) -> Source:
-        from pretrain.data.sources.labelled_files import Conversations
+        from pretrain.data.sources.labeled_files import Conversations
 
         return Conversations(self)
 
@@ -130,12 +130,12 @@ class ChatConfig(AnnotatedConfig):
 
 
 @dataclass
-class LabelledTextConfig(AnnotatedConfig):
+class LabeledTextConfig(AnnotatedConfig):
     """Texts or pairs with one label or number each: lines of text, tab, label, or columns of .jsonl, .csv, .parquet."""
 
     reads: ClassVar[str] = "texts with labels"
     has_labels: ClassVar[bool] = True
-    kind: str = "labelled"
+    kind: str = "labeled"
     text_column: str = setting("text", "Column of the text, in files with columns.")
     label_column: str = setting(
         "label", "Column of the label; a first line of text, tab, label that ends in this name is a heading."
@@ -150,9 +150,9 @@ class LabelledTextConfig(AnnotatedConfig):
         return self.numeric_labels
 
     def open(self) -> Source:
-        from pretrain.data.sources.labelled_files import LabelledTexts
+        from pretrain.data.sources.labeled_files import LabeledTexts
 
-        return LabelledTexts(self)
+        return LabeledTexts(self)
 
 
 @dataclass
@@ -169,6 +169,6 @@ class RelatedTextsConfig(AnnotatedConfig):
     )
 
     def open(self) -> Source:
-        from pretrain.data.sources.labelled_files import RelatedTexts
+        from pretrain.data.sources.labeled_files import RelatedTexts
 
         return RelatedTexts(self)

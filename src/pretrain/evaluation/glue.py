@@ -18,7 +18,7 @@ REGRESSION = "STS-B"  # the task whose labels are numbers, from 0 to 5
 
 
 @dataclass(frozen=True)
-class LabelledText:
+class LabeledText:
     """A text, or a pair of texts, with its label; that of a regression is the number as it is written."""
 
     text: str | tuple[str, str]
@@ -43,7 +43,7 @@ _COLUMNS = {
 }
 
 
-def read_split(folder: Path, task: str, split: str) -> list[LabelledText]:
+def read_split(folder: Path, task: str, split: str) -> list[LabeledText]:
     """Return the rows of `<folder>/<task>/<split>.tsv`, in which quotes are text; `split` is train or dev.
 
     A heading may be missing. Raises DataError for a file that cannot be read, for a row with too few fields or, of a
@@ -57,7 +57,7 @@ def read_split(folder: Path, task: str, split: str) -> list[LabelledText]:
             f"{printable(path)} cannot be read: {printable(error)}. Give the folder that holds GLUE's folders "
             f"{', '.join(_COLUMNS)}: path=<folder>; or leave tasks out: 'glue.tasks=[RTE]'."
         ) from None
-    columns, rows = _COLUMNS[task], list[LabelledText]()
+    columns, rows = _COLUMNS[task], list[LabeledText]()
     for number, line in enumerate(lines, start=1):
         fields = line.rstrip("\r").split("\t")
         if not line.strip() or (number == 1 and fields[columns.label : columns.label + 1] == [columns.heading]):
@@ -73,7 +73,7 @@ def read_split(folder: Path, task: str, split: str) -> list[LabelledText]:
                 "Take the files as GLUE publishes them."
             )
         first, *second = (fields[column] for column in columns.texts)
-        rows.append(LabelledText((first, second[0]) if second else first, fields[columns.label]))
+        rows.append(LabeledText((first, second[0]) if second else first, fields[columns.label]))
     labels = len({row.label for row in rows})
     if labels < 2 or (labels > 2 and task != REGRESSION):
         raise DataError(f"{printable(path)} has not the two labels of {task}. Take the files as GLUE publishes them.")

@@ -73,21 +73,21 @@ def test_other_numbers_are_left(text: str) -> None:
 
 
 @pytest.mark.skipif(not ASSETS.is_file(), reason="PRETRAIN_ASSETS names no folder with curation/pii")
-def test_labelled_sentences() -> None:
+def test_labeled_sentences() -> None:
     """Email, address, bank account and social security number: all; cards nearly; phones most, and nothing else."""
     labels = {"EMAIL_ADDRESS": "email", "IBAN_CODE": "iban", "CREDIT_CARD": "card", "IP_ADDRESS": "ip",
               "US_SSN": "national_id", "PHONE_NUMBER": "phone"}  # fmt: skip
     gold: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     right: list[bool] = []
     for row in json.loads(ASSETS.read_text(encoding="utf8")):
-        labelled = [(labels.get(each["entity_type"]), each["start_position"], each["end_position"])
+        labeled = [(labels.get(each["entity_type"]), each["start_position"], each["end_position"])
                     for each in row["spans"]]  # fmt: skip
         spans = find(row["full_text"])
-        for kind, start, end in labelled:
+        for kind, start, end in labeled:
             if kind is not None:
                 gold[kind].append(any(s.kind == kind and s.start < end and start < s.end for s in spans))
         right += [
-            any(s.kind == kind and s.start < end and start < s.end for kind, start, end in labelled) for s in spans
+            any(s.kind == kind and s.start < end and start < s.end for kind, start, end in labeled) for s in spans
         ]
     recall = {kind: sum(each) / len(each) for kind, each in gold.items() if each}
     assert {kind: recall[kind] for kind in ("email", "iban", "ip", "national_id")} == dict.fromkeys(

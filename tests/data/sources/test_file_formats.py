@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from pretrain.data.config import Format, MixtureConfig, MixtureSource, TextFilesConfig
-from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import LabeledTextConfig, PairsConfig
 from pretrain.data.prepare import prepare
 from pretrain.data.sources import column_files, compressed_files
 from pretrain.data.sources.file_formats import is_corpus_file, kind_of_file
@@ -210,7 +210,7 @@ def test_a_quotation_mark_in_a_table_with_tabs_is_text_where_it_quotes_nothing(t
         'id\ttext\tlabel\n1\t"I am here,\t0\n2\the said."\t1\n3\t"Yes" it is\t0\n4\ta 5" disk\t1\n'
         '5\t"two\n\nlines, ""quoted"""\t0\n6\t"a\ttab"\t1\n7\t"never closed\t0\n8\tlast\t1\n'
     )
-    source = LabelledTextConfig(path=str(path)).open()
+    source = LabeledTextConfig(path=str(path)).open()
     assert [(document.text, document.label) for document in source.documents()] == [
         ('"I am here,', "0"), ('he said."', "1"), ('"Yes" it is', "0"), ('a 5" disk', "1"),
         ('two\n\nlines, "quoted"', "0"), ("a\ttab", "1"), ('"never closed', "0"), ("last", "1"),
@@ -308,14 +308,14 @@ def test_pairs_and_labels_come_from_any_file_with_columns(tmp_path: Path, suffix
         ("q\ns", 1),
     ]
     path = write_table(tmp_path / f"b.{suffix}", {"id": [1, 2], "text": ["x", "y"], "label": [0, 1]})
-    labelled = LabelledTextConfig(path=str(path)).open()
-    assert [(document.text, document.label) for document in labelled.documents()] == [("x", "0"), ("y", "1")]
+    labeled = LabeledTextConfig(path=str(path)).open()
+    assert [(document.text, document.label) for document in labeled.documents()] == [("x", "0"), ("y", "1")]
 
 
 def test_lines_of_text_tab_label_stay_what_they_were(tmp_path: Path) -> None:
     for name in ("a.txt", "a.tsv", "noname"):
         (tmp_path / name).write_text('sentence\tlabel\n"Open quote\t1\nfine\t0\n')
-        found = LabelledTextConfig(path=str(tmp_path / name)).open().documents()
+        found = LabeledTextConfig(path=str(tmp_path / name)).open().documents()
         assert [(document.text, document.label) for document in found] == [('"Open quote', "1"), ("fine", "0")]
 
 
@@ -366,7 +366,7 @@ def test_no_damage_ends_in_anything_but_a_refusal(tmp_path: Path) -> None:
         )
         path = tmp_path / f"{number}.{form}{suffix}"
         path.write_bytes(content[:start] + draw.choice(damage))
-        for config in (TextFilesConfig, PairsConfig, LabelledTextConfig):
+        for config in (TextFilesConfig, PairsConfig, LabeledTextConfig):
             try:
                 source = config(path=str(path)).open()
                 source.fingerprint()
@@ -404,7 +404,7 @@ def test_special_files_are_refused_by_every_reader(tmp_path: Path, special: tupl
         "data.path": lambda: text_source(path),
         "data.validation_path": lambda: text_source(text, validation_path=path),
         "data.path, pairs": lambda: PairsConfig(path=path).open(),
-        "data.path, labels": lambda: LabelledTextConfig(path=path).open(),
+        "data.path, labels": lambda: LabeledTextConfig(path=path).open(),
         "data.sources.a.path": lambda: prepare(
             MixtureConfig(sources={"a": MixtureSource(TextFilesConfig(path=path), weight=1)}), None, tmp_path  # type: ignore[arg-type]
         ),

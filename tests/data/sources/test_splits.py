@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data.config import BytesTokenizerConfig, TextFilesConfig
-from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import LabeledTextConfig, PairsConfig
 from pretrain.data.prepare import Prepared, find_prepared, prepare
 from pretrain.data.sources.source import Document, Source
 from pretrain.data.sources.splits import ExactDuplicates, is_held_out, split_document, split_of, split_rules
@@ -167,7 +167,7 @@ def test_the_only_text_of_a_label_is_not_held_out(tmp_path: Path) -> None:
         chosen += 1
         path = tmp_path / f"{other}.tsv"
         path.write_text("".join(f"text {other} {n}\t{'rare' if n == 0 else 'usual'}\n" for n in range(12)))
-        train, validation = held_out(LabelledTextConfig(path=str(path)).open())
+        train, validation = held_out(LabeledTextConfig(path=str(path)).open())
         assert texts[0] in train
         assert len(validation) == 1
     assert chosen > 12  # of which one in twelve would be the rare one

@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 
 from pretrain.data.collate import IGNORE, read_rows
 from pretrain.data.config import BPETokenizerConfig, BytesTokenizerConfig, Packing
-from pretrain.data.fine_tuning_config import LabelledTextConfig, PairsConfig
+from pretrain.data.fine_tuning_config import LabeledTextConfig, PairsConfig
 from pretrain.data.packing import best_fit, whole
 from pretrain.data.prepare import Prepared, find_prepared, prepare
 from pretrain.data.token_store.annotations import FILE, TARGETS, TargetSpans
@@ -34,15 +34,13 @@ def pairs(folder: Path, records: list[tuple[str, str]] = PAIRS) -> PairsConfig:
     return PairsConfig(path=str(path), validation_fraction=0.0)
 
 
-def labelled(
-    folder: Path, lines: str = "good film\tpos\nbad film\tneg\nso so\tmixed\nfine\tpos\n"
-) -> LabelledTextConfig:
+def labeled(folder: Path, lines: str = "good film\tpos\nbad film\tneg\nso so\tmixed\nfine\tpos\n") -> LabeledTextConfig:
     path = folder / "texts.tsv"
     path.write_text(lines)
-    return LabelledTextConfig(path=str(path), validation_fraction=0.0)
+    return LabeledTextConfig(path=str(path), validation_fraction=0.0)
 
 
-def made(config: PairsConfig | LabelledTextConfig, folder: Path, bpe: bool = False) -> Prepared:
+def made(config: PairsConfig | LabeledTextConfig, folder: Path, bpe: bool = False) -> Prepared:
     tokenizer = BPETokenizerConfig(vocab_size=280) if bpe else BytesTokenizerConfig()
     return prepare(config, tokenizer, folder / "cache", report=silent)
 
@@ -88,10 +86,10 @@ def test_a_prompt_is_tokenized_apart_where_its_response_would_change_it(tmp_path
 
 
 def test_labels_are_sorted_and_reach_every_token(tmp_path: Path) -> None:
-    prepared = made(labelled(tmp_path), tmp_path)
+    prepared = made(labeled(tmp_path), tmp_path)
     assert prepared.labels == ["mixed", "neg", "pos"]
     store = prepared.train[""]
-    rows = ShuffledRows(store, labelled(tmp_path), 64, prepared.tokenizer.padding_id, seed=0).rows(np.arange(1))
+    rows = ShuffledRows(store, labeled(tmp_path), 64, prepared.tokenizer.padding_id, seed=0).rows(np.arange(1))
     assert rows.labels is not None
     assert_array_equal(rows.labels == IGNORE, rows.documents < 0)
     of = {"good film": "pos", "bad film": "neg", "so so": "mixed", "fine": "pos"}
@@ -100,24 +98,24 @@ def test_labels_are_sorted_and_reach_every_token(tmp_path: Path) -> None:
         (label,) = set(rows.labels[0][at].tolist())
         assert prepared.labels[label] == of[prepared.tokenizer.decode(rows.tokens[0][at])]
     assert bits_per_byte_of_a_nat(store) is None  # the loss is not one of the text
-    again = find_prepared(labelled(tmp_path), BytesTokenizerConfig(), tmp_path / "cache")
+    again = find_prepared(labeled(tmp_path), BytesTokenizerConfig(), tmp_path / "cache")
     assert again is not None
     assert again.fingerprint == prepared.fingerprint
 
 
 def test_another_label_is_another_corpus(tmp_path: Path) -> None:
-    one = made(labelled(tmp_path), tmp_path)
-    other = made(labelled(tmp_path, "good film\tneg\nbad film\tneg\nso so\tmixed\nfine\tpos\n"), tmp_path)
+    one = made(labeled(tmp_path), tmp_path)
+    other = made(labeled(tmp_path, "good film\tneg\nbad film\tneg\nso so\tmixed\nfine\tpos\n"), tmp_path)
     assert one.fingerprint != other.fingerprint
     assert one.train[""].manifest["shards"] == other.train[""].manifest["shards"]  # the tokens are the same
 
 
 def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has 1 label in its training documents \(pos\)"):
-        made(labelled(tmp_path, "a\tpos\nb\tpos\n"), tmp_path)
+        made(labeled(tmp_path, "a\tpos\nb\tpos\n"), tmp_path)
     held_out = tmp_path / "dev.tsv"
     held_out.write_text("c\tpos\nd\tother\n")
-    config = labelled(tmp_path, "a\tpos\nb\tneg\n")
+    config = labeled(tmp_path, "a\tpos\nb\tneg\n")
     config.validation_path = str(held_out)
     with pytest.raises(
         DataError, match=r"dev\.tsv:2 has the label 'other', which no training document has\. .*neg, pos\. Leave"
@@ -127,7 +125,7 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path: Path) -> None:
 
 def test_a_label_that_the_hashes_hold_out_altogether_is_trained_on(tmp_path: Path) -> None:
     lines = [f"text {n}\t{'neg' if n % 2 else 'pos'}" for n in range(40)] + [f"rare {n}\tr{n}" for n in range(40)]
-    config = labelled(tmp_path, "\n".join(lines))
+    config = labeled(tmp_path, "\n".join(lines))
     config.validation_fraction = 0.3
     prepared = made(config, tmp_path)
     assert prepared.labels == sorted(["neg", "pos", *(f"r{n}" for n in range(40))])
@@ -181,7 +179,7 @@ def flip(store: Path) -> None:
 )
 @pytest.mark.fault("F09")
 def test_damaged_annotations_are_refused(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
-    folder = made(labelled(tmp_path), tmp_path).train[""].folder
+    folder = made(labeled(tmp_path), tmp_path).train[""].folder
     damage(folder)
     with pytest.raises(DataError, match=message):
         Store(folder)
@@ -192,7 +190,7 @@ def test_a_pair_of_texts_is_read_with_a_separator(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     rows = [("a", "b", 0), ("a", "c", 1), ("a", "b", 0)]
     path.write_text("".join(json.dumps({"text": a, "other": b, "label": y}) + "\n" for a, b, y in rows))
-    config = LabelledTextConfig(path=str(path), pair_column="other", validation_fraction=0.0)
+    config = LabeledTextConfig(path=str(path), pair_column="other", validation_fraction=0.0)
     prepared = made(config, tmp_path)
     (store,), tokenizer = prepared.train.values(), prepared.tokenizer
     bos, eos = tokenizer.bos_id, tokenizer.eos_id

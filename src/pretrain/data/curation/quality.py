@@ -173,12 +173,12 @@ def make_classifier(task: Task) -> Counts:
             f"quality.reference={printable(str(path))} has {len(reference)} different texts beside {len(others)} of "
             f"the sources, and {FEWEST} of each are needed. Give more texts, or leave quality.reference out."
         )
-    labelled = [(text, 1) for text in reference] + [(text, 0) for text in others]
-    held_out = [xxhash.xxh3_64_intdigest(text.encode(), seed=PASSES) % HELD_OUT == 0 for text, _ in labelled]
-    training = [each for each, out in zip(labelled, held_out, strict=True) if not out]
+    labeled = [(text, 1) for text in reference] + [(text, 0) for text in others]
+    held_out = [xxhash.xxh3_64_intdigest(text.encode(), seed=PASSES) % HELD_OUT == 0 for text, _ in labeled]
+    training = [each for each, out in zip(labeled, held_out, strict=True) if not out]
     classifier = Classifier()
     classifier.train([text for text, _ in training], [label for _, label in training])
-    measured = [each for each, out in zip(labelled, held_out, strict=True) if out]
+    measured = [each for each, out in zip(labeled, held_out, strict=True) if out]
     scores = [[classifier.score(text) for text, own in measured if own == label] for label in (1, 0)]
     classifier.write(task.output(MODEL))
     return {"reference": len(reference), "others": len(others), "auc": area_under_curve(*scores)}

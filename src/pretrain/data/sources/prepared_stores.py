@@ -36,7 +36,7 @@ class PreparedStores(Source):
         if train.annotations is not None:
             raise DataError(
                 f"{self.origin()} has annotations for fine-tuning, and data.kind=prepared reads text for pre-training. "
-                "Name the files with the annotations: data=pairs, data=chat, data=labelled or data=related."
+                "Name the files with the annotations: data=pairs, data=chat, data=labeled or data=related."
             )
         self._check_split()
 

@@ -43,7 +43,7 @@ def prompts_of(prepared: Prepared, objective: ObjectiveConfig, context_length: i
     if objective.embedding_pooling is not None:
         return []  # it predicts no tokens
     if objective.n_labels is not None:
-        return list(islice(_labelled(stores, tokenizer), N_PROMPTS))
+        return list(islice(_labeled(stores, tokenizer), N_PROMPTS))
     prompts: list[SamplePrompt] = []
     if objective.causal or objective.denoises:
         limit = context_length // 2
@@ -76,7 +76,7 @@ def _tokens(store: Store, index: int) -> list[int]:
     return tokens[1:]
 
 
-def _labelled(stores: Mapping[str, Store], tokenizer: Tokenizer) -> Iterator[SamplePrompt]:
+def _labeled(stores: Mapping[str, Store], tokenizer: Tokenizer) -> Iterator[SamplePrompt]:
     for store, index in _documents(stores):
         text = " ".join(tokenizer.decode(_tokens(store, index)).split())[:_TEXT_CHARACTERS]
         if store.annotations is not None and text:

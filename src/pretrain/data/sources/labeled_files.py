@@ -11,7 +11,7 @@ from pretrain.data.config import Format
 from pretrain.data.fine_tuning_config import (
     AnnotatedConfig,
     ChatConfig,
-    LabelledTextConfig,
+    LabeledTextConfig,
     PairsConfig,
     RelatedTextsConfig,
 )
@@ -129,10 +129,10 @@ class RelatedTexts(AnnotatedFiles):
                 yield Document("\n".join(related), origin, related=related)
 
 
-class LabelledTexts(AnnotatedFiles):
+class LabeledTexts(AnnotatedFiles):
     """The texts of files with their labels or numbers."""
 
-    config: LabelledTextConfig
+    config: LabeledTextConfig
 
     def _reading_settings(self) -> list[str | None]:
         files = [*self.files.values(), *(self.validation_files or {}).values()]
@@ -158,10 +158,10 @@ class LabelledTexts(AnnotatedFiles):
                     f"{name} has no columns, but data.pair_column={printable(self.config.pair_column)} names one. Name "
                     "a file of JSON lines (.jsonl), .csv, .tsv with a heading, or .parquet; or leave pair_column out."
                 )
-            return self._labelled_lines(stream, name)
-        return self._labelled_records(stream, name, form)
+            return self._labeled_lines(stream, name)
+        return self._labeled_records(stream, name, form)
 
-    def _labelled_records(self, stream: IO[bytes], name: str, form: Format) -> Iterator[Document]:
+    def _labeled_records(self, stream: IO[bytes], name: str, form: Format) -> Iterator[Document]:
         config = self.config
         columns = {"data.text_column": config.text_column, "data.label_column": config.label_column}
         if config.pair_column is not None:
@@ -176,7 +176,7 @@ class LabelledTexts(AnnotatedFiles):
             else:
                 yield self._document(text, origin, str(label), second)
 
-    def _labelled_lines(self, stream: IO[bytes], name: str) -> Iterator[Document]:
+    def _labeled_lines(self, stream: IO[bytes], name: str) -> Iterator[Document]:
         """Yield the text before the last tab of each line with the label after it.
 
         Below a heading of label, tab, text: the label before the first tab with the text after it.
@@ -223,7 +223,7 @@ class LabelledTexts(AnnotatedFiles):
             return False
 
 
-def _has_heading(stream: IO[bytes], config: LabelledTextConfig) -> bool:
+def _has_heading(stream: IO[bytes], config: LabeledTextConfig) -> bool:
     """Return whether a .tsv begins with a heading: three names or more, with text and label."""
     names = head_of(stream, HEAD_BYTES).splitlines()[:1]
     columns = names[0].decode("utf-8-sig", "replace").split("\t") if names else []
