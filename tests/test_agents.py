@@ -79,3 +79,9 @@ def test_its_paths_and_targets_exist() -> None:
     assert set(re.findall(r"`make ([\w-]+)`", PAGE)) <= targets
     for path in re.findall(r"(?:configs|docs|examples|src)/[\w/.]*|[A-Z]+\.md", PAGE):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("name", ["exit-codes", "report"])
+def test_a_page_of_the_reference_says_the_same(name: str) -> None:
+    (here,) = re.findall(rf"<!-- {name} -->.*<!-- /{name} -->", PAGE, re.S)
+    assert here in (ROOT / "docs" / "reference" / f"{name}.md").read_text(encoding="utf8")

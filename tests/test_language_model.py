@@ -314,6 +314,8 @@ def test_a_text_in_a_batch_is_embedded_as_if_alone(load: Load, name: str, causal
     assert llm.embed([]).shape == (0, llm.model.config.d_model)
     with pytest.raises(ConfigError, match="dimensions=9999 is not between 1 and"):
         llm.embed("a", dimensions=9999)
+    with pytest.raises(ConfigError, match=r"dimensions=3\.5 is not between 1 and"):
+        llm.embed("a", dimensions=3.5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pooling='frist' is none of"):
         llm.embed("a", "frist")
 

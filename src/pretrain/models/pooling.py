@@ -25,7 +25,7 @@ def shortened(vectors: Tensor, dimensions: int | None, setting: str) -> Tensor:
     """Return the first `dimensions` of vectors (..., d), all for None; raises ConfigError beyond d."""
     if dimensions is None:
         return vectors
-    if not 1 <= dimensions <= vectors.shape[-1]:
+    if not isinstance(dimensions, int) or not 1 <= dimensions <= vectors.shape[-1]:
         raise ConfigError(
             f"{setting}={shown(dimensions)} is not between 1 and the {vectors.shape[-1]} of the model. "
             f"Try {setting}={vectors.shape[-1]}."
