@@ -132,7 +132,7 @@ REFUSED: list[tuple[Task, Any, str]] = [
         {"question": "a", "choices": ["b", "c"]},
         r"query, choices and gold must be there, or the pub",
     ),
-    (Task.multiple_choice, {"query": 3, "choices": ["b", "c"], "gold": 0}, r"the question must be a text"),
+    (Task.multiple_choice, {"query": 3, "choices": ["b", "c"], "gold": 0}, r"query must be a text"),
     (
         Task.multiple_choice,
         {"ctx": "a", "endings": ["b", "c"], "label": ""},

@@ -233,8 +233,8 @@ def latest_run(logs_folder: str | Path) -> Path:
     times = {folder: saved for folder in runs_below(Path(logs_folder)) if (saved := saved_at(folder)) is not None}
     if not times:
         raise CheckpointError(f"no run with a checkpoint was found below {logs_folder}. Train one: {command('train')}")
-    runs = [folder for folder in times if not _is_average(folder)] or list(times)
-    return max(runs, key=lambda folder: (times[folder], folder.name))
+    newest_first = sorted(times, key=lambda folder: (times[folder], folder.name), reverse=True)
+    return next((folder for folder in newest_first if not _is_average(folder)), newest_first[0])
 
 
 def run_meant_by_auto(run_dir: str | None, logs_dir: str, name: str | None) -> Path | None:

@@ -170,11 +170,11 @@ def _multiple_choice(record: _Record, delimiter: str) -> MultipleChoice:
         raise record.error("query, choices and gold", "there, or the published fields of ARC, HellaSwag or the like")
     query, choices, gold = fields.query(), fields.choices, fields.gold
     if not isinstance(query, str) or not _is_unicode(query):
-        raise record.error("the question", "a text")
+        raise record.error(fields.names[0], "a text")
     if not isinstance(choices, list) or len(choices) < 2 or not all(map(_is_choice, choices)):
         raise record.error("the choices", "a list of at least two texts, none of them empty")
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
-        raise record.error(fields.gold_name, f"the index or label of one of the {len(choices)} choices")
+        raise record.error(fields.names[1], f"the index or label of one of the {len(choices)} choices")
     continuations = tuple(_delimited(query, choice, delimiter) for choice in choices)
     return MultipleChoice(
         query, continuations, tuple(len(choice.encode()) for choice in choices), gold, record.location

@@ -16,7 +16,7 @@ class ChoiceFields:
     question: Any
     choices: Any
     gold: Any
-    gold_name: str = "gold"  # the field that the answer is in
+    names: tuple[str, str] = ("query", "gold")  # the fields that question and answer are in
     prompt: str = "{}"  # how the question is asked
 
     def query(self) -> Any:
@@ -38,28 +38,28 @@ def choice_fields(values: Mapping[str, Any]) -> ChoiceFields | None:
         return _hellaswag(values)
     if {"goal", "sol1", "sol2", "label"} <= names:
         choices = [values["sol1"], values["sol2"]]
-        return ChoiceFields(values["goal"], choices, _index(values["label"]), "label", _QUESTION)
-    if {"question", "choices", "answer"} <= names:
+        return ChoiceFields(values["goal"], choices, _index(values["label"]), ("goal", "label"), _QUESTION)
+    if {"question", "choices", "answer"} <= names and isinstance(values["choices"], list):
         gold = _index(values["answer"], values["choices"])
-        return ChoiceFields(values["question"], values["choices"], gold, "answer", _QUESTION)
+        return ChoiceFields(values["question"], values["choices"], gold, ("question", "answer"), _QUESTION)
     return _labeled(values) if "answerKey" in names else None
 
 
 def _labeled(values: Mapping[str, Any]) -> ChoiceFields | None:
     """Return the fields of an item whose choices have labels, such as A to D; ARC's files have others than the hub."""
     asked: Any = values.get("question")
-    choices, prompt = values.get("choices"), _QUESTION
+    choices, name, prompt = values.get("choices"), "question", _QUESTION
     if isinstance(asked, Mapping):  # the published files: {"stem": ..., "choices": [{"text": ..., "label": "A"}]}
         asked, choices = asked.get("stem"), asked.get("choices")
     elif "question_stem" in values:
-        asked, prompt = values["question_stem"], "{}"
+        asked, name, prompt = values["question_stem"], "question_stem", "{}"
     if isinstance(choices, list) and all(isinstance(each, Mapping) for each in choices):
-        choices = {name: [each.get(name) for each in choices] for name in ("text", "label")}
+        choices = {part: [each.get(part) for each in choices] for part in ("text", "label")}
     if asked is None or not isinstance(choices, Mapping):
         return None
     labels, key = choices.get("label"), values["answerKey"]
     gold = labels.index(key) if isinstance(labels, list) and key in labels else (key or None)
-    return ChoiceFields(asked, choices.get("text"), gold, "answerKey", prompt)
+    return ChoiceFields(asked, choices.get("text"), gold, (name, "answerKey"), prompt)
 
 
 def _hellaswag(values: Mapping[str, Any]) -> ChoiceFields:
@@ -71,7 +71,7 @@ def _hellaswag(values: Mapping[str, Any]) -> ChoiceFields:
         context = f"{values['activity_label']}: {context}"
     if isinstance(choices, list):
         choices = [_without_marks(each) for each in choices]
-    return ChoiceFields(_without_marks(context), choices, _index(values["label"]), "label")
+    return ChoiceFields(_without_marks(context), choices, _index(values["label"]), ("ctx", "label"))
 
 
 def _without_marks(text: Any) -> Any:

@@ -115,8 +115,8 @@ def _parts(location: str, values: Mapping[str, Any], fields: Sequence[str] | Non
             return (asked.question,) if isinstance(asked.question, str) else ()
         if not (isinstance(choices, list) and type(gold) is int and 0 <= gold < len(choices)):
             raise DataError(
-                f"{location}: {asked.gold_name} must be the index or label of one of the choices. Try "
-                "decontaminate.fields=[query]."
+                f"{location}: {asked.names[1]} must be the index or label of one of the choices. Try "
+                f"decontaminate.fields=[{asked.names[0]}]."
             )
         return tuple(text for text in (asked.question, choices[gold]) if isinstance(text, str))
     names = list(fields) if fields is not None else _layout(values)
