@@ -1,6 +1,7 @@
 """Checks of the machine: libraries, device, disk, and the checkpoint to resume."""
 
 import re
+import shutil
 import tomllib
 from collections import namedtuple
 from importlib.metadata import PackageNotFoundError
@@ -154,7 +155,9 @@ def test_the_runs_own_checkpoint_is_verified(context, tmp_path, monkeypatch):
     parts = {part: {"x": torch.zeros(3)} for part in ("model", "optimizer", "random")}
     contents = checkpoint_writing.Contents(parts, {"config": {}, "progress": {}}, lambda to: to.mkdir())
     written = checkpoint_writing.write(folder, 7, contents)
-    for words in ([f"resume={folder.parent}"], [f"resume={written}"], ["resume=auto"]):
+    copy = tmp_path / "bucket" / "run"
+    shutil.copytree(folder.parent, copy)
+    for words in ([f"resume={folder.parent}"], [f"resume={written}"], ["resume=auto"], [f"resume=file://{copy}"]):
         finding = machine.own_checkpoint(context(*words))
         assert finding.passed
         assert "of step 7: sha256 of every file, 3 tensors read" in finding.figures

@@ -52,6 +52,13 @@ def test_a_run_moves_from_the_storage_to_a_folder_and_back_bit_for_bit(tiny, sto
     train(plan)
     assert steps_at() == [4, 8]
 
+    below = tiny.plan(f"resume={plan.remote}", HERE, "trainer.max_steps=8", f"paths.run_dir={tiny.folder / 'x'}")
+    assert below.remote == plan.remote  # it goes on in its copy, wherever the folder is
+    shutil.rmtree(tiny.folder / "x")
+    deep = f"{URL}/a".rpartition("/")[0]
+    placed = tiny.plan(f"resume={plan.remote}", f"storage.url={deep}", "trainer.max_steps=8")
+    assert (placed.folder, placed.remote) == (plan.folder, plan.remote)
+
     moved = tiny.folder / "moved"
     shutil.copytree(plan.folder, moved)
     lose(tiny)

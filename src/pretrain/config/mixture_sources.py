@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from pretrain.config.named_entries import SOURCES, class_of, fill, mapping_of
 from pretrain.config.setting import check, description
 from pretrain.data.config import COMMON, MixtureConfig, MixtureSource, errors_of
+from pretrain.data.fine_tuning_config import LabeledTextConfig, RelatedTextsConfig
 from pretrain.errors import ConfigError
 
 _EXAMPLE = "{novels: {kind: text_files, path: novels.txt, weight: 0.6}, docs: {kind: python_docs, weight: 0.4}}"
@@ -56,7 +57,15 @@ def _typed(name: str, written: Any, kinds: dict[str, type]) -> MixtureSource:
 
 
 def _class_of(key: str, kind: Any, kinds: dict[str, type]) -> type:
-    single = {name: choice for name, choice in kinds.items() if not issubclass(choice, MixtureConfig)}
+    alone = {
+        name: choice for name, choice in kinds.items() if issubclass(choice, LabeledTextConfig | RelatedTextsConfig)
+    }
+    if str(kind) in alone:
+        raise ConfigError(
+            f"{key}={kind} has {alone[str(kind)].reads}, and a mixture reads text, pairs and conversations. Try "
+            f"data={kind} data.path=<files> alone."
+        )
+    single = {name: each for name, each in kinds.items() if name not in alone and not issubclass(each, MixtureConfig)}
     if str(kind) in kinds.keys() - single.keys():
         raise ConfigError(f"{key}={kind} would put a mixture into the mixture. Name its sources beside the others.")
     return class_of(SOURCES, key, kind, single)

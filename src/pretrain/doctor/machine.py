@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pretrain.checkpoint.read import PARTS, latest_run, open_checkpoint, run_meant_by_auto
+from pretrain.checkpoint.remote import local_path
 from pretrain.config.run import RunConfig
 from pretrain.doctor.check import CheckResult, NotApplicableError
 from pretrain.doctor.context import Context
@@ -134,9 +135,9 @@ def own_checkpoint(context: Context) -> CheckResult:
     named = context.config.resume
     if not named:
         raise NotApplicableError("resume=null names no checkpoint")
-    folder = Path(named)
+    paths = context.config.paths
+    folder = Path(named) if named == "auto" else local_path(named, paths.cache_dir)
     if named == "auto":
-        paths = context.config.paths
         folder = run_meant_by_auto(paths.run_dir, paths.logs_dir, context.config.name) or latest_run(paths.logs_dir)
     checkpoint = open_checkpoint(folder)
     tensors = sum(len(checkpoint.tensors(part)) for part in PARTS)

@@ -37,14 +37,15 @@ _DEEPEST = 4  # folders above such a file: of a folder of runs, <run>/<time>/che
 def destination(config: RunConfig, folder: Path) -> str | None:
     """Return the address of the copy of a run in `folder`; None if it has none.
 
-    It is below `storage.url` as the run is below `paths.logs_dir`. Without it, a run that is resumed from a storage
-    goes on there.
+    It is below `storage.url` as the run is below `paths.logs_dir`. A run that is resumed from a storage goes on where
+    it is, if that is below `storage.url` or there is none.
     """
-    if config.storage.url is not None:
-        return f"{config.storage.url.rstrip('/')}/{_place(folder, config.paths.logs_dir)}"
+    below = config.storage.url.rstrip("/") if config.storage.url is not None else None
     if config.resume and is_remote(config.resume):
-        return newest_run(split_step(config.resume)[0], config.storage.retry_s).folder.url
-    return None
+        resumed = newest_run(split_step(config.resume)[0], config.storage.retry_s).folder.url
+        if below is None or resumed.startswith(f"{below}/"):
+            return resumed
+    return None if below is None else f"{below}/{_place(folder, config.paths.logs_dir)}"
 
 
 def check_destination(config: RunConfig) -> None:
@@ -66,7 +67,12 @@ def local_run(resume: str, paths: PathsConfig, storage: StorageConfig) -> Path:
         return Path(resume)
     address, step = split_step(resume)
     run = newest_run(address, storage.retry_s)
-    folder = Path(paths.run_dir or Path(paths.logs_dir, *run.folder.parts[1:][-2:]))
+    below = f"{storage.url.rstrip('/')}/" if storage.url is not None else ""
+    if below and run.folder.url.startswith(below):
+        place = Path(run.folder.url.removeprefix(below))
+    else:
+        place = Path(*run.folder.parts[1:][-2:])
+    folder = Path(paths.run_dir or Path(paths.logs_dir, place))
     if step is None:
         restore(run, folder)
         return folder

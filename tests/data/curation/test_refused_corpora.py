@@ -205,3 +205,29 @@ def test_texts_that_none_can_use_are_named_with_the_reason(tmp_path: Path) -> No
     config = settings(tmp_path / "a.jsonl", tmp_path / "none")
     with pytest.raises(DataError, match=r"no document is left of 0: the files of the sources hold none\. Name"):
         curate(config, report=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "name", ["data/a.txt", "data/00000.parquet", "index/notes.txt", "manifest.json", "work/plan.txt"]
+)
+def test_a_folder_of_other_files_is_not_curated_into(tmp_path: Path, name: str) -> None:
+    source, own = tmp_path / "a.jsonl", tmp_path / "project" / name
+    source.write_bytes(lines(12))
+    own.parent.mkdir(parents=True)
+    own.write_text("years")
+    message = (
+        rf"output=\S+project has {name.split('/')[0]}, which no curation has written.* Name a folder of its own: out"
+    )
+    with pytest.raises(ConfigError, match=message):
+        curate(settings(source, tmp_path / "project"), report=lambda line: None)
+    assert own.read_text() == "years"
+    assert [path for path in (tmp_path / "project").rglob("*") if path.is_file()] == [own]
+
+
+def test_what_was_put_into_a_corpus_is_not_deleted(curated: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(curated, corpus)
+    (corpus / "data" / "notes.txt").write_text("years")
+    with pytest.raises(ConfigError, match=r"output=\S+ has data/notes\.txt, which no curation has written"):
+        curate(settings(curated.parent / "a.jsonl", corpus), report=lambda line: None)
+    assert (corpus / "data" / "notes.txt").read_text() == "years"

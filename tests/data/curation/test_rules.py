@@ -166,6 +166,17 @@ def test_c4_keeps_its_lines_and_no_others() -> None:
     assert written == 'It says so. Really.\nA line that ends in a quote"'
 
 
+def test_c4_counts_the_lines_as_set_where_it_writes_all() -> None:
+    text = "One line of a\nwrapped text that\nends here. So it is.\nYes."
+    for rules, sentences in ((C4Rules(), 2.0), (C4Rules(terminal_punctuation=False, min_words_per_line=1), 5.0)):
+        how = measuring(RulesConfig(c4=replace(rules, min_sentences=1)), ())
+        values, written = measure(text, how)
+        assert written == text
+        assert values[how.names().index("sentences")] == sentences
+        lines = measuring(RulesConfig(c4=replace(rules, min_sentences=1, lines=True)), ())
+        assert measure(text, lines)[0] == values
+
+
 def test_counts_say_first_would_and_alone() -> None:
     config = gopher(min_words=3, min_stop_words=1)
     how = measuring(config, STOP_WORDS)

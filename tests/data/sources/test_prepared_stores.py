@@ -221,6 +221,14 @@ def test_output_is_whole_or_unfinished(written: Path, tmp_path: Path, monkeypatc
     with pytest.raises(ConfigError, match=r"holds other files already"):
         write_prepared(tmp_path / "mine", cached, 0.05)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    for name in ("train/t.txt", "tokenizer/tokenizer.json", "done.json"):  # named like parts of such a folder
+        own = tmp_path / name.replace("/", "_") / name
+        own.parent.mkdir(parents=True)
+        own.write_text("years")
+        with pytest.raises(ConfigError, match=r"holds other files already"):
+            write_prepared(tmp_path / name.replace("/", "_"), cached, 0.05)
+        assert own.read_text() == "years"
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
     with pytest.raises(CheckpointError, match=r"output=\S+ cannot be written: .*name a folder of another disk"):
         write_prepared(tmp_path / "mine" / "thesis.txt", cached, 0.05)
     (tmp_path / "busy").mkdir()

@@ -240,7 +240,7 @@ class _Curation:
             of_language = {each: sorted(own.stop_words) for each, own in self.rules[name].by_language.items()}
             how[name] = {
                 "groups": list(measured.groups), "stop_words": sorted(measured.stop_words), "c4": c4,
-                "stop_words_of": of_language, "detect": self._detects(name),
+                "stop_words_of": of_language, "detect": self._detects(name), "counted": asdict(measured.counted),
             }  # fmt: skip
         settings: dict[str, Any] = {
             "sources": how,

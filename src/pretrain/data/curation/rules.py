@@ -141,8 +141,8 @@ def measuring(config: RulesConfig, stop_words: Sequence[str]) -> Measuring:
     applied = {rule.value for rule in rules_of(config) if rule.applied}
     groups = tuple(group for group in GROUPS if applied & set(VALUES[group]))
     c4 = config.c4
-    lines = C4Lines(c4.terminal_punctuation, c4.min_words_per_line, c4.max_word_length) if c4.lines else None
-    return Measuring(groups, frozenset(stop_words), lines)
+    lines = C4Lines(c4.terminal_punctuation, c4.min_words_per_line, c4.max_word_length)
+    return Measuring(groups, frozenset(stop_words), lines if c4.lines else None, lines)
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def measuring_of(record: dict[str, Any], language: str = "") -> Measuring:
     """Return what is measured of texts of a language, from plain JSON."""
     c4 = None if record["c4"] is None else C4Lines(**record["c4"])
     stop_words = record["stop_words_of"].get(language, record["stop_words"])
-    return Measuring(tuple(record["groups"]), frozenset(stop_words), c4)
+    return Measuring(tuple(record["groups"]), frozenset(stop_words), c4, C4Lines(**record["counted"]))
 
 
 def values_schema(names: Sequence[str], detected: bool) -> pa.Schema:

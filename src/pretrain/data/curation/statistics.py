@@ -80,6 +80,7 @@ class Measuring:
     groups: tuple[str, ...] = GROUPS
     stop_words: frozenset[str] = frozenset()
     c4: C4Lines | None = None  # the lines that are kept, of which the FineWeb values are taken; None: all
+    counted: C4Lines = C4Lines()  # the lines that C4 would keep, of which its values are taken
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the values in the order in which `measure` gives them."""
@@ -99,7 +100,7 @@ def measure(text: str, how: Measuring) -> tuple[list[float], str]:
         values += quality(text, words, how.stop_words)
     written = text
     if "c4" in how.groups:
-        lines, found = c4_lines(text, how.c4 or C4Lines())
+        lines, found = c4_lines(text, how.counted)
         values += found
         written = text if how.c4 is None or lines == text else lines
     if "fineweb" in how.groups:

@@ -5,7 +5,7 @@
     done.json             the counts of documents
     manifest.json         size and sha256 of each of these files, and a hash of itself; written last
 
-A folder without its manifest is unfinished, and the call that was interrupted writes it anew.
+While it is written, the folder has a file .unfinished: the call that was interrupted writes it anew.
 """
 
 import json
@@ -39,6 +39,7 @@ from pretrain.files.untrusted_files import read_json
 FORMAT, VERSION = "pretrain prepared corpus", 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64_000_000
+_UNFINISHED = ".unfinished"
 _PARTS = ("train", "validation", "tokenizer", "done.json")  # of a folder of the cache, which may hold more
 _FILE = re.compile(
     r"(train|validation)/(manifest\.json|annotations\.bin|targets\.bin|shards/[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.(tok|idx|names))"
@@ -75,9 +76,10 @@ def write_prepared(output: Path, stores: Path, validation_fraction: float) -> Pr
     folder with anything else in it, CheckpointError if the disk fails or another process is writing there.
     """
     with _storage(output), _locked(output):
-        names = {path.name for path in output.iterdir() if not path.name.startswith(f".{MANIFEST}.")}
-        if MANIFEST in names or not names <= set(_PARTS):
-            return _same(output, Store(stores / "train"), validation_fraction)
+        if (output / MANIFEST).exists() or not _is_to_be_written(output):
+            found = _same(output, Store(stores / "train"), validation_fraction)
+            (output / _UNFINISHED).unlink(missing_ok=True)
+            return found
         _clear(output)
         files = [path for part in _PARTS for path in _files_below(stores / part)]
         files = [path for path in files if _FILE.fullmatch(path.relative_to(stores).as_posix())]  # no plans of rows
@@ -95,6 +97,7 @@ def write_prepared(output: Path, stores: Path, validation_fraction: float) -> Pr
         )
         record = sealed({"format": FORMAT, "version": VERSION, **asdict(manifest)})
         write_atomically(output / MANIFEST, json.dumps(record, indent=1).encode())
+        (output / _UNFINISHED).unlink()
         return manifest
 
 
@@ -176,12 +179,20 @@ def _entry(output: Path, path: Path) -> PreparedFile:
     return PreparedFile(path.relative_to(output).as_posix(), path.stat().st_size, sha256_of(path))
 
 
+def _is_to_be_written(output: Path) -> bool:
+    """Return whether a folder is empty, or holds nothing but what an interrupted call has left."""
+    left = [path for path in output.rglob("*") if not path.is_dir() or path.is_symlink()]
+    names = [path.relative_to(output).as_posix() for path in left if not path.name.startswith(f".{MANIFEST}.")]
+    return not names or (_UNFINISHED in names and all(_FILE.fullmatch(name) or name == _UNFINISHED for name in names))
+
+
 def _clear(output: Path) -> None:
-    """Delete what an interrupted call has left."""
+    """Delete what an interrupted call has left, and mark the folder as unfinished."""
+    (output / _UNFINISHED).touch()
     for path in list(output.iterdir()):
-        if path.is_dir() and not path.is_symlink():
+        if path.is_dir():
             shutil.rmtree(path)
-        else:
+        elif path.name != _UNFINISHED:
             path.unlink()
 
 
