@@ -151,7 +151,12 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
 
 @contextmanager
 def _simulated_devices(parallel_dims: ParallelDims) -> Iterator[DeviceMesh]:
-    """Yield a mesh of simulated devices; its collectives do nothing."""
+    """Yield a mesh of simulated devices; its collectives do nothing.
+
+    torch keeps how each operation on shards is split, by shapes and by the layout of the mesh, together with simulated
+    tensors. They are dropped in the end: a training in this process on a mesh of the same layout would take them.
+    """
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=parallel_dims.ranks)
@@ -159,6 +164,7 @@ def _simulated_devices(parallel_dims: ParallelDims) -> Iterator[DeviceMesh]:
         yield build_mesh(parallel_dims, "cpu")
     finally:
         torch.distributed.destroy_process_group()
+        _clear_sharding_prop_cache()
 
 
 def build_model_with_loss(config: RunConfig, workload: Workload, mesh: DeviceMesh | None) -> ModelWithLoss:
