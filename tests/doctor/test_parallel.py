@@ -5,9 +5,14 @@ import signal
 import planted
 import pytest
 
+from pretrain.config.compose import compose, register_schemas
 from pretrain.doctor.check import NotApplicableError
 from pretrain.doctor.parallel import SharedRuns
+from pretrain.planning.config import PlanConfig
+from pretrain.planning.dry_run import dry_run
+from pretrain.planning.workload import workload_of
 from pretrain.training import elastic
+from pretrain.training.config import Precision
 from pretrain.training.lightning_module import TrainingModule
 
 WORDS = ["model=gpt_nano", "trainer.gradient_clip_val=1"]
@@ -55,7 +60,15 @@ def test_gradients_not_divided_between_two_processes_are_found(context, monkeypa
 @pytest.mark.slow
 @pytest.mark.long
 def test_two_processes_that_split_matrices_are_one(context):
-    finding = SharedRuns(context(*WORDS)).tensor()
+    """Also after a plan in the process that they are forked from: torch remembers how operations are split."""
+    subject = context(*WORDS)
+    shape = subject.shape
+    words = [f"model.{name}={getattr(shape, name)}" for name in ("n_layers", "d_model", "n_heads", "context_length")]
+    two = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2", "parallel.tensor_parallel=2"]
+    register_schemas("plan", PlanConfig)
+    config = compose("plan", ["model=gpt_nano", *words, *two, "batch_size=4", "micro_batch_size=4"])
+    dry_run(config.run_config(), workload_of(config, subject.prepared.tokenizer.vocab_size, Precision.fp32))
+    finding = SharedRuns(subject).tensor()
     assert finding.passed, finding
 
 
