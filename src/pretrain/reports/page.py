@@ -78,7 +78,7 @@ mark { background: var(--mark); color: inherit; border-radius: 3px; } mark:empty
 details + details { margin-top: 6px; } summary { cursor: pointer; padding: 4px 0; font-weight: 600; }
 details pre { margin-top: 4px; max-height: 420px; overflow-y: auto; }
 a { color: var(--s1); } footer { margin-top: 48px; color: var(--muted); font-size: 13px; }
-svg text.mark { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
+svg text.mark, svg text.label { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 @media (max-width: 760px) { .stack thead { display: none; } .stack tr { display: block; padding: 8px 0;
   border-top: 1px solid var(--line); } .stack td { display: block; border: 0; padding: 1px 0; }
   .stack tr:first-child { border-top: 0; } .stack td:empty { display: none; } .stack td.number { text-align: left; }
