@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.distributed.tensor.debug import _get_python_sharding_prop_cache_info
 
 from pretrain.models.choices import Norm
+from pretrain.optim.skipped_steps import constants
 from pretrain.planning.config import PlanConfig
 from pretrain.planning.cost import checkpoint_bytes
 from pretrain.planning.dry_run import dry_run
@@ -99,6 +101,16 @@ def test_the_estimate_is_near_the_dry_run(plan: Plan, name: str, precision: Prec
     assert (0.65 if work.split > 1 else 0.92) * seen.peak < memory.peak < 1.22 * seen.peak
     if not work.activation_checkpointing:
         assert 0.94 * seen.activations < memory.activations < 1.15 * seen.activations
+
+
+@pytest.mark.slow
+def test_nothing_simulated_is_left_for_a_training_in_the_same_process(plan: Plan) -> None:
+    numbers = (1.0, 2.0), torch.float64, torch.device("cpu")
+    config = plan(*SHAPES["fsdp"])
+    dry_run(config.run_config(), work_of(config, Precision.fp32))
+    assert constants.cache_info().currsize == 0
+    assert _get_python_sharding_prop_cache_info().currsize == 0
+    assert constants(*numbers).tolist() == [1.0, 2.0]
 
 
 @pytest.mark.slow

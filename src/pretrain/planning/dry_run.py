@@ -30,6 +30,7 @@ from pretrain.models.lora import add_adapters
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.batch import Batch
 from pretrain.objectives.objective import ModelWithLoss
+from pretrain.optim.skipped_steps import constants
 from pretrain.parallel.config import ParallelDims
 from pretrain.parallel.context_parallel import build_row_split
 from pretrain.parallel.mesh import build_mesh, global_norm, scale_by
@@ -108,6 +109,7 @@ def dry_run(config: RunConfig, workload: Workload) -> Simulated:
     """
     started = time.perf_counter()
     with ExitStack() as stack:
+        stack.callback(constants.cache_clear)  # those of a dry run are simulated, and a training would take them
         mesh, split_rows = None, None
         if workload.sharded or workload.context > 1:
             mesh = stack.enter_context(_simulated_devices(workload.parallel_dims))
