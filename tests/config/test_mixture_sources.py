@@ -136,7 +136,7 @@ REFUSED = [
     ),
     (
         "{a: {kind: labeled, path: x, weight: 1}, DOCS}",
-        "data.sources.a.kind=labeled has texts with labels, and a mixture reads text, pairs and conversations. Try dat",
+        "data.sources.a.kind=labeled has texts with labels, and a mixture reads text, pairs and conversations. Try a r",
     ),
     ("{a: {kind: related, path: x, weight: 1}, DOCS}", "data.sources.a.kind=related has texts that belong together"),
     ("{a: {kind: mixture}, DOCS}", "data.sources.a.kind=mixture would put a mixture into the mixture. Name its sourc"),

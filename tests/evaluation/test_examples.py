@@ -191,7 +191,7 @@ def test_files_that_give_nothing_are_refused(tmp_path: Path) -> None:
         ({"task": Task.needle, "max_examples": 9}, r"task=needle, .* Try needle\.trials=5"),
         ({"task": Task.retrieval, "path": "x", "max_examples": 9}, r"task=retrieval, .*queries\. Leave it out"),
         ({"task": Task.cloze, "path": "x", "max_rows": 9}, r"max_rows=9 is for task=documents, .*Try max_examples=9"),
-        ({"draws": 64}, r"draws=64 is for task=minimal_pairs or .*, not task=documents\. Try draws_per_row=32"),
+        ({"draws": 64}, r"draws=64 is for task=minimal_pairs or .*, not task=documents\. Try draws_per_row=64"),
         ({"task": Task.cloze, "path": "x", "draws_per_row": 9}, r"draws_per_row=9 is for task=documents, .*Leave it"),
         (
             {"task": Task.bias, "path": "x", "delimiter": "-"},

@@ -102,8 +102,7 @@ def _without_adapters(kept: dict[str, Any], parameters: int) -> dict[str, Any]:
 class _Merged:
     """The weights of a checkpoint by name and with their shapes, each adapter merged into its matrix.
 
-    The low-rank matrices A and B are not averaged separately, as the product of their means is not the mean of their
-    products.
+    The average is that of the products of A and B, which differs from the product of the averages of A and of B.
     """
 
     def __init__(self, saved: TensorFiles, lora: LoraConfig) -> None:

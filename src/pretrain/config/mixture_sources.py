@@ -57,16 +57,16 @@ def _typed(name: str, written: Any, kinds: dict[str, type]) -> MixtureSource:
 
 
 def _class_of(key: str, kind: Any, kinds: dict[str, type]) -> type:
-    alone = {
-        name: choice for name, choice in kinds.items() if issubclass(choice, LabeledTextConfig | RelatedTextsConfig)
-    }
-    if str(kind) in alone:
+    """Return the settings class of a source's kind; raises ConfigError for a kind that no mixture has."""
+    chosen = kinds.get(str(kind), object)
+    if issubclass(chosen, LabeledTextConfig | RelatedTextsConfig):
         raise ConfigError(
-            f"{key}={kind} has {alone[str(kind)].reads}, and a mixture reads text, pairs and conversations. Try "
-            f"data={kind} data.path=<files> alone."
+            f"{key}={kind} has {chosen.reads}, and a mixture reads text, pairs and conversations. Try a run of its "
+            f"own: data={kind} data.path=<files>."
         )
-    single = {name: each for name, each in kinds.items() if name not in alone and not issubclass(each, MixtureConfig)}
-    if str(kind) in kinds.keys() - single.keys():
+    others = MixtureConfig | LabeledTextConfig | RelatedTextsConfig
+    single = {name: each for name, each in kinds.items() if not issubclass(each, others)}
+    if issubclass(chosen, MixtureConfig):
         raise ConfigError(f"{key}={kind} would put a mixture into the mixture. Name its sources beside the others.")
     return class_of(SOURCES, key, kind, single)
 

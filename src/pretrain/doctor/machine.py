@@ -136,9 +136,10 @@ def own_checkpoint(context: Context) -> CheckResult:
     if not named:
         raise NotApplicableError("resume=null names no checkpoint")
     paths = context.config.paths
-    folder = Path(named) if named == "auto" else local_path(named, paths.cache_dir)
     if named == "auto":
         folder = run_meant_by_auto(paths.run_dir, paths.logs_dir, context.config.name) or latest_run(paths.logs_dir)
+    else:
+        folder = local_path(named, paths.cache_dir)
     checkpoint = open_checkpoint(folder)
     tensors = sum(len(checkpoint.tensors(part)) for part in PARTS)
     return CheckResult(

@@ -39,12 +39,12 @@ _OTHER_PARTS = {  # of tasks without max_examples: what they score, and the sett
 }
 
 
-_ONLY_FOR = {  # settings that some tasks read, and what to do in task=documents
-    "draws": ((*FROM_FILES,), "Try draws_per_row=32."),
-    "draws_per_row": ((Task.documents,), ""),
-    "delimiter": ((Task.multiple_choice, Task.cloze), "Leave it out."),
-    "prompt_tokens": ((Task.memorization,), "Leave it out."),
-    "new_tokens": ((Task.memorization,), "Leave it out."),
+_ONLY_FOR = {  # settings that some tasks read
+    "draws": FROM_FILES,
+    "draws_per_row": (Task.documents,),
+    "delimiter": (Task.multiple_choice, Task.cloze),
+    "prompt_tokens": (Task.memorization,),
+    "new_tokens": (Task.memorization,),
 }
 
 GLUE_TASKS = ("CoLA", "MRPC", "RTE", "STS-B", "SST-2")
@@ -215,12 +215,13 @@ class EvalConfig(Settings):
             raise ConfigError(
                 f"max_examples={self.max_examples} has no use in task={self.task.name}, which {_OTHER_PARTS[self.task]}"
             )
-        for name, (tasks, instead) in _ONLY_FOR.items():
+        for name, tasks in _ONLY_FOR.items():
             value = getattr(self, name)
             if self.task not in tasks and value != getattr(type(self), name):
+                of_rows = name == "draws" and self.task is Task.documents
                 raise ConfigError(
                     f"{name}={value!r} is for task={' or '.join(each.name for each in tasks)}, not "
-                    f"task={self.task.name}. {instead if self.task is Task.documents else 'Leave it out.'}"
+                    f"task={self.task.name}. {f'Try draws_per_row={value}.' if of_rows else 'Leave it out.'}"
                 )
         if self.max_rows and self.task is not Task.documents:
             whole = "Leave it out." if self.task in _OTHER_PARTS else f"Try max_examples={self.max_rows}."

@@ -40,12 +40,12 @@ def destination(config: RunConfig, folder: Path) -> str | None:
     It is below `storage.url` as the run is below `paths.logs_dir`. A run that is resumed from a storage goes on where
     it is, if that is below `storage.url` or there is none.
     """
-    below = config.storage.url.rstrip("/") if config.storage.url is not None else None
+    url = config.storage.url
     if config.resume and is_remote(config.resume):
         resumed = newest_run(split_step(config.resume)[0], config.storage.retry_s).folder.url
-        if below is None or resumed.startswith(f"{below}/"):
+        if url is None or _path_below(resumed, url) is not None:
             return resumed
-    return None if below is None else f"{below}/{_place(folder, config.paths.logs_dir)}"
+    return None if url is None else f"{url.rstrip('/')}/{_path_of_copy(folder, config.paths.logs_dir)}"
 
 
 def check_destination(config: RunConfig) -> None:
@@ -67,12 +67,8 @@ def local_run(resume: str, paths: PathsConfig, storage: StorageConfig) -> Path:
         return Path(resume)
     address, step = split_step(resume)
     run = newest_run(address, storage.retry_s)
-    below = f"{storage.url.rstrip('/')}/" if storage.url is not None else ""
-    if below and run.folder.url.startswith(below):
-        place = Path(run.folder.url.removeprefix(below))
-    else:
-        place = Path(*run.folder.parts[1:][-2:])
-    folder = Path(paths.run_dir or Path(paths.logs_dir, place))
+    path = _path_below(run.folder.url, storage.url) or "/".join(run.folder.parts[1:][-2:])
+    folder = Path(paths.run_dir or Path(paths.logs_dir, path))
     if step is None:
         restore(run, folder)
         return folder
@@ -90,7 +86,7 @@ def restore_newest(paths: PathsConfig, storage: StorageConfig, name: str | None)
         return
     url = storage.url.rstrip("/")
     if paths.run_dir:
-        url = f"{url}/{_place(Path(paths.run_dir), paths.logs_dir)}"
+        url = f"{url}/{_path_of_copy(Path(paths.run_dir), paths.logs_dir)}"
     elif name is not None:
         url = f"{url}/{name or 'run'}"
     runs = runs_below(RemoteFolder(url, storage.retry_s))
@@ -99,8 +95,8 @@ def restore_newest(paths: PathsConfig, storage: StorageConfig, name: str | None)
     run, local = max(runs, key=RemoteRun.saved_at), run_meant_by_auto(paths.run_dir, paths.logs_dir, name)
     if run.saved_at() <= ((saved_at(local) or 0.0) if local is not None else 0.0):
         return
-    place = run.folder.url.removeprefix(f"{storage.url.rstrip('/')}/")
-    folder = Path(paths.run_dir or Path(paths.logs_dir, place))
+    path = _path_below(run.folder.url, storage.url) or ""
+    folder = Path(paths.run_dir or Path(paths.logs_dir, path))
     log(f"resume=auto takes {run.folder.url}, which was saved last", one_line=True)
     restore(run, folder)
 
@@ -171,7 +167,13 @@ def local_figures(path: str, cache: str | Path) -> Path:
     return folder
 
 
-def _place(folder: Path, logs_dir: str) -> str:
+def _path_below(address: str, storage_url: str | None) -> str | None:
+    """Return the path of an address below `storage.url`; None if it is not below it, or there is none."""
+    above = f"{storage_url.rstrip('/')}/" if storage_url is not None else None
+    return address.removeprefix(above) if above is not None and address.startswith(above) else None
+
+
+def _path_of_copy(folder: Path, logs_dir: str) -> str:
     """Return the part of a run folder's path that its copy has below `storage.url`."""
     absolute, above = folder.resolve(), Path(logs_dir).resolve()
     return absolute.relative_to(above).as_posix() if absolute.is_relative_to(above) else absolute.name

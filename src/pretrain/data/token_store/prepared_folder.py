@@ -183,7 +183,9 @@ def _is_to_be_written(output: Path) -> bool:
     """Return whether a folder is empty, or holds nothing but what an interrupted call has left."""
     left = [path for path in output.rglob("*") if not path.is_dir() or path.is_symlink()]
     names = [path.relative_to(output).as_posix() for path in left if not path.name.startswith(f".{MANIFEST}.")]
-    return not names or (_UNFINISHED in names and all(_FILE.fullmatch(name) or name == _UNFINISHED for name in names))
+    if not names:
+        return True
+    return _UNFINISHED in names and all(name == _UNFINISHED or _FILE.fullmatch(name) for name in names)
 
 
 def _clear(output: Path) -> None:
