@@ -44,7 +44,7 @@ def test_a_warm_step_waits_nowhere(tiny: Any, settings: list[str], monkeypatch: 
     [
         ("divergence.on_spike=skip", "lightning_module.py:reason_to_skip"),
         ("trainer.precision=fp16", "lightning_module.py:reason_to_skip"),
-        ("trainer.log_every_n_steps=1", "lightning_module.py:take_training_loss"),
+        ("trainer.log_every_n_steps=1", "lightning_module.py:_sum_since_last_line"),
     ],
 )
 def test_the_waits_that_the_documentation_lists_are_seen(tiny: Any, setting: str, where: str) -> None:
