@@ -1,5 +1,6 @@
 """A compiled block is one graph with the gradients of an eager one; a graph that fails runs uncompiled."""
 
+import multiprocessing
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ from subjects import subject
 
 from pretrain.kernels import compile as compiling
 from pretrain.kernels import onednn_linear
-from pretrain.kernels.compile import compile_block
+from pretrain.kernels.compile import compile_block, compile_or_run_eager
 from pretrain.models.transformer import Transformer
 from pretrain.objectives.objective import ModelWithLoss
 from pretrain.parallel.parity import Case, TrainingTask, prepare_case
@@ -44,7 +45,7 @@ def gradients(model_with_loss: ModelWithLoss, one: TrainingTask, bf16: bool) -> 
 
 
 def one_of_real_heads(family: str) -> TrainingTask:
-    """Return a model whose heads have the usual 64 channels: narrower ones are not vectorised."""
+    """Return a model whose heads have the usual 64 channels: narrower ones are not vectorized."""
     return subject(family, d_model=128, n_heads=2, n_kv_heads=2, context_length=128)
 
 
@@ -92,3 +93,26 @@ def test_a_graph_that_cannot_be_compiled_runs_as_it_is(
     assert torch.equal(found, expected)
     printed = capsys.readouterr().out.splitlines()
     assert printed == ["warning: a part of the model runs uncompiled, more slowly: RuntimeError: C++ compile error"]
+
+
+def use_compile_threads() -> None:
+    from torch._inductor.async_compile import AsyncCompile
+
+    AsyncCompile.pool().submit(int).result(timeout=60)
+
+
+def test_a_process_forked_after_a_compilation_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had its parent's pool of threads without the threads, and waited for them without end."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    monkeypatch.setattr("torch._inductor.async_compile.get_compile_threads", lambda: 2)
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, _: graph.forward)
+    torch.compile(lambda values: values + 1, backend=compile_or_run_eager, dynamic=False)(torch.zeros(2))
+    torch.compiler.reset()
+    AsyncCompile.pool.cache_clear()
+    use_compile_threads()
+    child = multiprocessing.get_context("fork").Process(target=use_compile_threads)
+    child.start()
+    child.join()
+    AsyncCompile.pool.cache_clear()
+    assert child.exitcode == 0

@@ -1,6 +1,7 @@
 """torch.compile: where it works, its fallback to eager, and a workaround for wrong code on CPUs."""
 
 import copy
+import functools
 import os
 import platform
 import shutil
@@ -47,6 +48,7 @@ def compile_or_run_eager(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> C
     from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
 
+    give_forks_compile_threads()
     original = copy.deepcopy(graph)  # a failed compilation may have changed the graph
     try:
         with config.patch(force_non_lazy_backward_lowering=True):
@@ -54,6 +56,19 @@ def compile_or_run_eager(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> C
     except Exception as error:
         _warn_once(error)
         return original.forward
+
+
+@functools.cache
+def give_forks_compile_threads() -> None:
+    """Give each process that is forked from this one compile threads of its own.
+
+    torch keeps a pool of threads after its first compilation. A forked process has the pool but no threads, and its
+    first compilation waits for them without end: torch renews the pool of processes in a fork, not that of threads.
+    """
+    from torch._inductor.async_compile import AsyncCompile
+
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=AsyncCompile.pool.cache_clear)
 
 
 def _warn_once(error: Exception) -> None:
