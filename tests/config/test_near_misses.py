@@ -221,6 +221,10 @@ def test_a_path_alone_is_that_of_text_files(tmp_path: Path) -> None:
             ["-m", "seed=1,2", "hydra/sweeper=optuna_pruning", "hydra.sweeper.startup_trials=-1"],
             "hydra.sweeper.startup_trials=-1 is below 0. Try hydra.sweeper.startup_trials=8.",
         ),
+        (
+            ["-m", "seed=1,2", "hydra/sweeper=optuna_pruning", "hydra.sweeper.warmup_fraction=20"],
+            "hydra.sweeper.warmup_fraction=20.0 is a share of the run, from 0 to 1. Try hydra.sweeper.warmup_fr",
+        ),
         (["-m", "seed=glob(*)"], "seed=glob(*) stands for no value at all. List the values: seed=1,2,3."),
         (["-m", "model=glob(gpt_n*)", "trainer.max_steps=x"], "trainer.max_steps=x does not fit: "),
         (["-m", "seed=range(1"], "the sweep cannot be read: "),

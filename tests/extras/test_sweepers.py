@@ -107,3 +107,27 @@ def test_a_study_prunes_and_goes_on_after_an_interrupt(tmp_path: Path, corpus: P
     pruned = [path for path in (tmp_path / "logs" / "sweep").glob("*/report.json") if "pruned" in path.read_text()]
     assert len(pruned) == found.count("PRUNED")
     assert all(json.loads(path.read_text())["steps"] < 8 for path in pruned)
+
+
+def test_a_small_batch_is_compared_at_the_same_share_of_the_run(tmp_path: Path, corpus: Path) -> None:
+    """At the same step it has read less text than a large one, and was pruned whatever became of it."""
+    words = ["hydra/sweeper=optuna_pruning", "hydra.sweeper.n_trials=2", "hydra.sweeper.seed=0", "trainer.max_steps=-1"]
+    sizes = ["batch_size=choice(1,8)", "micro_batch_size=1", "trainer.max_tokens=2048"]
+    sweep(tmp_path, corpus, *words, *sizes, "optimizer.learning_rate=1e-3")
+    with sqlite3.connect(tmp_path / "logs" / "sweep" / "optuna.db") as study:
+        rows = study.execute("select trial_id, step from trial_intermediate_values order by step").fetchall()
+    steps = {trial: [step for each, step in rows if each == trial] for trial, _ in rows}
+    assert len(set(map(len, steps.values()))) == 2  # both sizes
+    assert set(map(max, steps.values())) == {20}  # twentieths, of 64 steps and of 8
+
+
+def test_a_searched_schedule_is_pruned_by_nothing_or_with_a_warning(tmp_path: Path, corpus: Path) -> None:
+    words = ["hydra/sweeper=optuna_pruning", "hydra.sweeper.n_trials=2", "hydra.sweeper.startup_trials=0"]
+    words += ["hydra.sweeper.n_jobs=1", "schedule=wsd", "schedule.decay_fraction=interval(0.1,0.9)"]
+    for fraction, warned in (("0", True), ("1", False)):
+        found = subprocess.run(
+            command(corpus, *words, f"hydra.sweeper.warmup_fraction={fraction}"), cwd=tmp_path, capture_output=True,
+            text=True, timeout=600, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr[-3000:]
+        assert ("warning: schedule.decay_fraction is searched" in found.stdout) == warned

@@ -35,6 +35,8 @@ def test_steps_and_tokens_and_time_are_limits_side_by_side() -> None:
     assert (timed.max_steps, timed.max_seconds, timed.seconds) == (None, 90.0, 60.0)
     assert str(timed) == "1.5 minutes"
     assert str(RunLength(1000, 60.0)) == "1,000 steps or 1 minutes"
+    assert [RunLength(160, None).share_done(step) for step in (0, 40, 160)] == [0.0, 0.25, 1.0]
+    assert timed.share_done(7) == pytest.approx(60 / 90)  # of the clock, at any number of steps
     assert config("schedule.warmup_tokens=1000").warmup_steps() == 8
     with pytest.raises(ConfigError, match=r"trainer\.max_tokens=127 is less than one step reads .* Try .*=128000"):
         config("trainer.max_tokens=127")

@@ -7,6 +7,7 @@ study, and jobs that were interrupted go on from their checkpoints.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,23 +39,29 @@ class PruningSettings:
     study_name: str | None = None  # null: follows from the settings
     seed: int | None = None  # of the sampler
     startup_trials: int = 5  # which are never pruned
-    warmup_steps: int = 0  # optimizer steps before which no trial is pruned
+    warmup_fraction: float = 0.0  # share of a run before which no trial is pruned; 1: none is pruned
     params: dict[str, Any] = field(default_factory=dict)  # swept settings, beside those of the command line
 
 
 class PruningSweeper(Sweeper):
     """Asks an Optuna study for the settings of each job (TPE, Bergstra et al. 2011) and tells it what came of them.
 
-    Pruned is what is worse than the median of the other trials at the same step (`optuna.pruners.MedianPruner`).
+    Pruned is what is worse than the median of the other trials at the same share of the run
+    (`optuna.pruners.MedianPruner`): at the same step, a trial of a smaller batch has read less text.
     """
 
     __module__ = "hydra_plugins.pretrain"  # Hydra instantiates sweepers of this package only
 
     def __init__(self, **settings: Any) -> None:
         self.settings = PruningSettings(**settings)
-        for name, least in (("n_trials", 1), ("n_jobs", 1), ("startup_trials", 0), ("warmup_steps", 0)):
+        for name, least in (("n_trials", 1), ("n_jobs", 1), ("startup_trials", 0)):
             if (value := getattr(self.settings, name)) < least:
                 raise ConfigError(f"hydra.sweeper.{name}={value} is below {least}. Try hydra.sweeper.{name}=8.")
+        if not 0 <= (fraction := self.settings.warmup_fraction) <= 1:
+            raise ConfigError(
+                f"hydra.sweeper.warmup_fraction={fraction} is a share of the run, from 0 to 1. "
+                "Try hydra.sweeper.warmup_fraction=0.5."
+            )
         self.launcher: Launcher
         self.hydra_job: HydraJob
         self.study: Any = None
@@ -70,6 +77,14 @@ class PruningSweeper(Sweeper):
         """Run trials until the study has `n_trials` that have ended, pruned ones among them."""
         overrides = parsed([*(f"{key}={value}" for key, value in self.settings.params.items()), *arguments])
         self.study = self._open_study(arguments)
+        swept = [each.get_key_element() for each in overrides if each.is_sweep_override()]
+        if self.settings.warmup_fraction < 1 and (of_schedule := [name for name in swept if "schedule" in name]):
+            show(
+                f"warning: {', '.join(of_schedule)} is searched, and a schedule that decays earlier has the lower loss "
+                "until both end: trials that decay late are pruned. Try hydra.sweeper.warmup_fraction=1, which prunes "
+                "none.",
+                one_line=True,
+            )
         interrupted = self._trials("RUNNING")
         launched = 0
         while (left := self.settings.n_trials - len(self._trials("COMPLETE", "PRUNED"))) > 0:
@@ -104,8 +119,18 @@ class PruningSweeper(Sweeper):
             study_name=settings.study_name,
             load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=settings.seed),
-            pruner=optuna.pruners.MedianPruner(settings.startup_trials, settings.warmup_steps),
+            pruner=self._pruner(),
         )
+
+    def _pruner(self) -> Any:
+        import optuna
+
+        from pretrain.training.callbacks.pruning import PARTS
+
+        if self.settings.warmup_fraction == 1:
+            return optuna.pruners.NopPruner()
+        first = math.ceil(PARTS * self.settings.warmup_fraction)
+        return optuna.pruners.MedianPruner(self.settings.startup_trials, first)
 
     def _trials(self, *states: str) -> list[Any]:
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name in states]

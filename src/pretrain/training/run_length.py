@@ -64,6 +64,10 @@ class RunLength:
             return step + 1
         return min(by_steps, (step + 1) * self.max_seconds / self.seconds)
 
+    def share_done(self, step: int) -> float:
+        """Return the share of the run that is done after `step` steps, from 0 to 1, at the current pace."""
+        return min(1.0, step / self.planned_steps(max(0, step - 1)))
+
     @property
     def last_step(self) -> int | None:
         """The step at which this training ends: the run, or its stage; None: at no step."""

@@ -8,12 +8,17 @@ import lightning as L
 import optuna
 from lightning.pytorch.callbacks import Callback
 
+from pretrain.training.lightning_module import TrainingModule
+
+PARTS = 20  # of a run, at which its figures are compared with those of other trials
+
 
 class TrialPruning(Callback):
     """Reports a figure of each validation; all processes end together, with checkpoint and report.
 
-    Rank 0 alone speaks to the study. A step that was reported before, as a resume validates it again, is not reported
-    twice.
+    A figure is reported at the twentieth of the run in which it was taken, the first of each twentieth alone: trials of
+    other batch sizes and those that end by the clock have other steps. Rank 0 alone speaks to the study. What was
+    reported before, as a resume validates again, is not reported twice.
     """
 
     def __init__(self, monitor: str, storage: str, study: str, trial: int) -> None:
@@ -28,14 +33,17 @@ class TrialPruning(Callback):
         """Report the figure of this step, and end the run if the study says so."""
         if trainer.sanity_checking and trainer.global_step == 0:
             return
+        assert isinstance(pl_module, TrainingModule)
         value = trainer.callback_metrics.get(self.monitor)
         prune = False
         if trainer.is_global_zero and value is not None and math.isfinite(float(value)):
             trial = self._trial = self._trial or self._open()
-            trial.report(float(value), trainer.global_step)
+            trial.report(float(value), int(PARTS * pl_module.length.share_done(trainer.global_step)))
             prune = trainer.state.fn == "fit" and trial.should_prune()
         if trainer.strategy.reduce_boolean_decision(prune, all=False):
-            self.stopping_reason_message = f"pruned: {self.monitor} was worse than that of other trials at this step"
+            self.stopping_reason_message = (
+                f"pruned: {self.monitor} was worse than that of other trials at this share of the run"
+            )
             trainer.should_stop = True
 
     def _open(self) -> optuna.trial.Trial:
