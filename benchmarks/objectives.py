@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from comparison import Result
+from objectives_picture import draw
 
 from pretrain.data.tokenizers.train_bpe import train_bpe
 from pretrain.evaluation.bound import BoundEstimate
@@ -39,9 +40,7 @@ from pretrain.evaluation.examples import read_examples
 from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_examples
 from pretrain.language_model import LanguageModel
-from pretrain.reports.chart import Line, Look, line_chart
 from pretrain.reports.run import read_run
-from pretrain.reports.series import Series
 
 MEASURES = (
     "src/pretrain/models",
@@ -212,25 +211,6 @@ def cells(given: argparse.Namespace) -> list[Cell]:
     return [cell for cell in found if not given.only or str(cell) in given.only]
 
 
-def picture(done: list[dict[str, Any]]) -> str:
-    """Return a chart of bits per byte by epochs, a line for each objective: the mean over seeds."""
-    lines = []
-    for name in OBJECTIVES:
-        points: dict[float, list[float]] = {}
-        for figures in done:
-            if figures["objective"] == name and "whole" not in figures["cell"]:
-                value = figures.get("bits_per_byte", figures.get("bits_per_byte_bound"))
-                points.setdefault(float(figures["epochs"]), []).append(value)
-        if points:
-            label = f"{name}{'' if name in ('causal', 'hybrid') else ' (bound)'}"
-            lines.append(
-                Line(
-                    label, Series.of((count, float(np.mean(some))) for count, some in sorted(points.items())), dots=True
-                )
-            )
-    return line_chart(lines, Look("bits per byte of unseen novels", x="epochs", log_x=True))
-
-
 def read_cells(table: Path) -> list[dict[str, Any]]:
     """Return the figures of the cells that are done, of all starts."""
     return [json.loads(line) for line in table.read_text().splitlines()] if table.exists() else []
@@ -275,7 +255,7 @@ def main() -> None:
 
     def keep(done: list[dict[str, Any]]) -> None:
         result.figures["cells"] = done
-        (given.runs / "objectives.svg").write_text(picture(done), encoding="utf8")
+        (given.runs / "objectives.svg").write_text(draw(done), encoding="utf8")
         if not given.quick and not given.words:
             result.save()
 

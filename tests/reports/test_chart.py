@@ -152,3 +152,9 @@ def test_short_numbers() -> None:
 
 def test_long_texts_are_cut_with_a_count() -> None:
     assert page.escaped("<" * 10, limit=4) == "&lt;&lt;&lt;&lt; [... 6 characters more]"
+
+
+def test_a_logarithmic_axis_within_a_decade_has_ticks_at_doublings() -> None:
+    lines = [Line("a", Series.of([(1.0, 2.0), (4.0, 1.0)]))]
+    root = drawn(line_chart(lines, Look("Loss", x="passes", log_x=True)))
+    assert {"1", "2", "4"} <= {element.text for element in root.iter() if element.tag.endswith("text")}

@@ -108,7 +108,8 @@ def _log_ticks(low: float, high: float, about: int) -> list[float]:
         if len(found) >= 3:
             break
     else:
-        return found or [low, high]
+        doublings = range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1)
+        return max(found, [2.0**power for power in doublings], [low, high], key=len)
     return found[:: max(1, math.ceil(len(found) / (about + 1)))]
 
 
