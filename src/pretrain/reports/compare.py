@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -88,7 +88,7 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
             + "".join(f" {line}." for line in left_out)
         )
     metric, unfair = _metric(groups, options.metric)
-    groups, diverged = _without_diverged(groups, metric)
+    groups, failed = _without_failed(groups, metric)
     falls = not rises(metric)
     finals = [[_final(member, metric) for member in group.members] for group in groups]
     worst = max if falls else min
@@ -108,7 +108,7 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
             GroupOutcome(group.name, outcomes[position], fmean(values), deviation, interval, difference, p_holm)
         )
     settings, environment = differing(groups), differing_environments(groups)
-    warnings, notes = [*unfair, *diverged], [*_unequal(found), *left_out]
+    warnings, notes = [*unfair, *failed], [*_unequal(found), *left_out]
     return Comparison(metric, falls, options.confidence, target, found, settings, environment, warnings, notes)
 
 
@@ -118,27 +118,31 @@ def rises(metric: str) -> bool:
     return metric in _FASTER or "phenomenon" in above or last.partition("@")[0] in _RISES
 
 
-def _without_diverged(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[str]]:
-    """Return the groups without runs that ended with a value that is no number, and warnings that name them.
+def _without_failed(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[str]]:
+    """Return the groups without runs that diverged or ended in an error, and warnings that name them.
 
     Raises ConfigError for a group of which none is left.
     """
     kept, warnings = [], []
     for group in groups:
         diverged = [str(member.run.folder) for member in group.members if member.run.has_diverged(metric)]
-        left = [member for member in group.members if not member.run.has_diverged(metric)]
+        failed = [str(member.run.folder) for member in group.members if member.run.has_failed]
+        left = [member for member in group.members if not _has_no_outcome(member, metric)]
         if not left:
-            raise ConfigError(
-                f"runs: {diverged[0]} has diverged, its {metric} is no number, and {group.name} has no other run. "
-                "Leave it out of runs."
-            )
-        if diverged:
-            warnings.append(
-                f"{len(diverged)} OF {len(group.members)} RUNS OF {group.name} DIVERGED ({', '.join(diverged)}): they "
-                "are left out, so its figures are better than its settings."
-            )
+            what = f"{diverged[0]} has diverged, its {metric} is no number" if diverged else f"{failed[0]} has failed"
+            raise ConfigError(f"runs: {what}, and {group.name} has no other run. Leave it out of runs.")
+        for word, folders in (("DIVERGED", diverged), ("FAILED BEFORE THEIR END", failed)):
+            if folders:
+                warnings.append(
+                    f"{len(folders)} OF {len(group.members)} RUNS OF {group.name} {word} ({', '.join(folders)}): they "
+                    "are left out, so its figures are better than its settings."
+                )
         kept.append(replace(group, members=left))
     return kept, warnings
+
+
+def _has_no_outcome(member: Member, metric: str) -> bool:
+    return member.run.has_diverged(metric) or member.run.has_failed
 
 
 def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
@@ -164,6 +168,11 @@ def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
             f"THE OBJECTIVES DIFFER ({', '.join(sorted(objectives))}): a causal loss, a masked one and the bound of a "
             "diffusion are of different tasks."
         )
+    elif tasks := _validation_tasks(groups, metric):
+        warnings.append(
+            f"THE VALIDATIONS DIFFER ({'; '.join(tasks)}): a model that sees more of a text has the lower loss there. "
+            "Train with one objective.validation_mask_probability, and compare rows of one length."
+        )
     lacking = [str(member.run.folder) for member in members if not _has(member, metric)]
     if lacking:
         known = sorted(set.intersection(*({*m.run.curves, *_reported(m)} for m in members)))
@@ -176,8 +185,8 @@ def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
 
 
 def _has(member: Member, metric: str) -> bool:
-    """Return whether a run has measured a metric, or has diverged."""
-    return member.run.latest(metric) is not None or member.run.has_diverged(metric)
+    """Return whether a run has measured a metric, or has diverged or failed."""
+    return member.run.latest(metric) is not None or _has_no_outcome(member, metric)
 
 
 def _reported(member: Member) -> list[str]:
@@ -216,6 +225,27 @@ def _texts(members: Sequence[Member], *, one_tokenizer: bool) -> set[str]:
 
 def _objective(member: Member) -> str:
     return member.settings.get("objective.kind", "-")
+
+
+def _validation_tasks(groups: Sequence[Group], metric: str) -> list[str]:
+    """Return the settings of what a validation predicts from what, with their values, where the groups differ."""
+    found = [_validation_task(group.members[0].settings, metric) for group in groups]
+    values = {name: list(dict.fromkeys(task.get(name, "-") for task in found)) for task in found for name in task}
+    return [f"{name}={' and '.join(each)}" for name, each in values.items() if len(each) > 1]
+
+
+def _validation_task(settings: Mapping[str, str], metric: str) -> dict[str, str]:
+    names = ["model.context_length"]
+    masks = settings.get("objective.kind") == "masked" or (
+        settings.get("objective.kind") == "hybrid" and metric not in _PER_BYTE  # those are of its causal rows
+    )
+    if masks:
+        own = settings.get("objective.validation_mask_probability", "null") == "null"
+        names.append(f"objective.{'' if own else 'validation_'}mask_probability")
+        names += ["objective.mask_token_prob", "objective.random_token_prob", "objective.unit"]
+        names += ["objective.mean_span"] * (settings.get("objective.unit") == "span")
+        names += ["objective.masked_rows", "objective.bidirectional"]
+    return {name.replace("validation_", ""): settings[name] for name in names if name in settings}
 
 
 def _final(member: Member, metric: str) -> float:

@@ -193,7 +193,7 @@ def _runs_below(path: Path) -> Iterator[Member | str]:
 
 
 def _member(run: RunFiles, origin: str) -> Member:
-    settings = {key: shown(value) for key, value in flat(_with_defaults(run.settings))}
+    settings = _settings(run)
     identity: dict[str, Any] = {}
     folders = step_folders(run.folder / CHECKPOINTS)
     if folders:
@@ -204,6 +204,36 @@ def _member(run: RunFiles, origin: str) -> Member:
         except (OSError, ValueError):  # damaged: the settings alone tell what it read
             identity = {}
     return Member(run, settings, origin, identity)
+
+
+def _settings(run: RunFiles) -> dict[str, str]:
+    """Return the settings of a run by full name, those of the run that it starts from among them.
+
+    The path of that run is replaced by the name of its checkpoint and by `branch.<setting>` or `init_from.<setting>`:
+    branches of runs that differ in the seed alone do so too.
+    """
+    settings = {key: shown(value) for key, value in flat(_with_defaults(run.settings))}
+    for key in ("branch", "init_from"):
+        base, checkpoint = _base(run.settings.get(key))
+        if base is None or base.resolve() == run.folder.resolve():
+            continue
+        try:
+            theirs = Member(read_run(base), {}, "", {})
+        except CheckpointError:  # the path itself tells them apart
+            continue
+        theirs.settings = _settings(theirs.run)
+        settings[key] = checkpoint
+        settings |= {f"{key}.{name}": value for name, value in theirs.decisive().items()}
+    return settings
+
+
+def _base(path: Any) -> tuple[Path | None, str]:
+    """Return the folder of the run of which this is a checkpoint, None if it is none, and the checkpoint's name."""
+    if not isinstance(path, str) or not path:
+        return None, ""
+    folders = [Path(path).expanduser(), *Path(path).expanduser().parents][:3]  # the run, its checkpoints, one of them
+    base = next((folder for folder in folders if os.path.lexists(folder / CONFIG)), None)
+    return base, "the newest" if base is None or folders[0] in (base, base / CHECKPOINTS) else folders[0].name
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,11 @@ class RunFiles:
         """How the newest start ended."""
         return self.start.end if self.start else None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended in an error: what it last validated is no outcome of its settings."""
+        return self.report is None and self.end is not None and self.end.outcome == "failed"
+
     def latest(self, metric: str) -> float | None:
         """Return the newest value of a metric, from the table or the final report; None where that has no number."""
         series = self.curves.get(metric)
@@ -129,13 +134,10 @@ def read_curves(path: Path) -> dict[str, Series]:
         step, name, value = _fields(line)
         if not step.isascii() or not step.isdigit() or len(step) > 18 or name.startswith(_HIDDEN):
             continue
-        series = curves.get(name)
-        if series is None:
-            if len(curves) >= 4 * MAX_CURVES:
-                continue
-            series = curves[name] = Series()
+        if name not in curves and len(curves) >= 4 * MAX_CURVES:
+            continue
         try:
-            series.add(int(step), float(value))
+            curves.setdefault(name, Series()).add(int(step), float(value))
         except ValueError:  # a kill may leave half of the last line
             continue
     return {name: series for name, series in curves.items() if series}

@@ -65,8 +65,7 @@ class Trial:
         """Whether it ended without a report: what it last validated is no outcome of its settings."""
         if self.run is None or self.run.report is not None:
             return False
-        has_failed = self.run.end is not None and self.run.end.outcome == "failed"
-        return has_failed or self.job.exit_code not in (None, 0)
+        return self.run.has_failed or self.job.exit_code not in (None, 0)
 
 
 @dataclass(frozen=True)
