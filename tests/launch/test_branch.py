@@ -76,6 +76,11 @@ def test_a_branch_equals_an_uninterrupted_run_and_resumes(
                       "schedule.decay_fraction=0.9", "schedule.warmup_steps=0"))  # fmt: skip
         with pytest.raises(ConfigError, match=r"where the rate is 0\.\d+ of its peak\. Branch from a checkpoint of"):
             resolve(*own, f"branch={ended}")
+    ended = tiny.folder / "short"
+    run(tiny.plan(*WSD, f"paths.run_dir={ended}", "trainer.max_steps=4", "schedule.warmup_steps=8",
+                  "schedule.decay_fraction=0.5"))  # fmt: skip
+    with pytest.raises(ConfigError, match=r"constant at no step, .* takes 8 and .* after 3\. .*warmup_steps=1, or a"):
+        resolve(*own, f"branch={ended}")
     assert not (tiny.folder / "elsewhere").exists()  # refused before a folder was made
     monkeypatch.setattr(shutil, "copytree", full_disk)
     with pytest.raises(CheckpointError, match=r"cannot be copied to .*full\. Free some space"):

@@ -121,9 +121,14 @@ def _check_constant_rate(config: RunConfig, merged: RunConfig, schedule: WSDConf
     rate = resolved.lr_multiplier(step - 1, total) if total is not None else 1.0
     if step < before or rate < 1.0:
         last = total - int(resolved.decay_steps(total)) if total is not None else before
+        where = f"Branch from a checkpoint of the steps {before:,} to {last:,}, where it is constant."
+        if before > last:
+            where = (
+                f"It is constant at no step, as the warm-up takes {before:,} and the decay begins after {last:,}. "
+                f"Branch from a run with schedule.warmup_steps={last // 2}, or a longer one."
+            )
         raise ConfigError(
-            f"branch={config.branch} is at step {step:,}, where the rate is {rate:.3g} of its peak. Branch from a "
-            f"checkpoint of the steps {before:,} to {last:,}, where it is constant."
+            f"branch={config.branch} is at step {step:,}, where the rate is {rate:.3g} of its peak. {where}"
         )
     return before
 
