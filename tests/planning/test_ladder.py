@@ -193,9 +193,19 @@ def test_a_held_out_size_that_cannot_be_is_refused_before_a_run(
         raise AssertionError("a run was started")
 
     monkeypatch.setattr(Scaling, "train", train)
-    words = ["model=gpt_small", "optimizer=adamw", "ladder.held_out=6x416", f"ladder.output={tmp_path}"]
+    words = ["model=gpt_small", "batch_size=8", "optimizer=adamw", "ladder.held_out=6x416", f"ladder.output={tmp_path}"]
     with pytest.raises(ConfigError, match=r"model\.d_model=416 does not split into model\.n_heads=12 equal heads"):
         Scaling(scale(*words), words).answer()
+    for held_out, tokens, steps in (("4x128", 200000, 98), ("2x64", 100000, 49)):  # one of those fitted, and a smaller
+        words = [f"ladder.held_out={held_out}", f"ladder.held_out_tokens={tokens}", f"ladder.output={tmp_path}"]
+        refused = rf"held_out={held_out}: {held_out} for {steps} steps takes no more operations than 4x128 for 98 steps"
+        with pytest.raises(ConfigError, match=refused) as raised:
+            Scaling(scale(*words), words).answer()
+        words[1] = str(raised.value).rpartition("Try ")[2].rstrip(".")
+        with pytest.raises(AssertionError, match="a run was started"):
+            Scaling(scale(*words), words).answer()
+    with pytest.raises(ConfigError, match=r"lengths of 2x64 \(100, 150 tokens\) are the same number of steps of 2,048"):
+        cells_of(scale("ladder.tokens=[100,150]"), set())
 
 
 @pytest.mark.slow
@@ -250,6 +260,12 @@ def test_a_page_shows_the_law_and_how_far_to_trust_it() -> None:
     assert "note: the budget is 1,000 times the largest run of the ladder: beyond 30 times" in words
     assert "note: the held-out run lies outside its interval" in words
     assert "note: the loss is that of masked tokens" in words
+    assert "the law asks for" in words  # 10 parameters are recommended
+    assert "more than the budget" not in words
+    small = replace(whole_ladder(), recommended=replace(whole_ladder().recommended, budget=100.0))
+    assert "takes 300 operations, more than the budget of 100: one step of the smallest size is the least" in in_words(
+        small
+    )
     assert "prediction failed" in scale_page(whole_ladder(loss=2.6), "gpt_nano")
     data = whole_ladder().as_data()
     assert data["held_out"]["inside"]

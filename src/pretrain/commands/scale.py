@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -30,7 +31,7 @@ from pretrain.files.records import read_record
 from pretrain.files.untrusted_files import read_json
 from pretrain.launch.run_folder import finished_run
 from pretrain.planning.config import LadderSize, ScaleConfig
-from pretrain.planning.ladder import Cell, cell_of, cells_of, lengths_of, parameters_of, size_for
+from pretrain.planning.ladder import Cell, cell_of, cells_of, lengths_of, operations_of, parameters_of, size_for
 from pretrain.planning.scaling_fit import Fit, Point, Range, fit_law
 from pretrain.program import SCRIPTS, command
 from pretrain.reports.groups import as_json
@@ -80,7 +81,7 @@ class Scaling:
         config, settings = self.config, self.config.ladder
         self._refuse_config_of_scale()
         cells = cells_of(config, self.typed)
-        larger = self._held_out_cell()  # here: a wrong one is refused before the first run
+        larger = self._held_out_cell(cells)  # here: a wrong one is refused before the first run
         with self.writes():
             self.folder.mkdir(parents=True, exist_ok=True)
         runs = [run for cell, folder in zip(cells, self.train("ladder", cells), strict=True)
@@ -144,14 +145,27 @@ class Scaling:
             )
         return LadderRun(str(cell.size), cell.steps, report.parameters, float(report.tokens_seen), loss, str(folder))
 
-    def _held_out_cell(self) -> Cell | None:
-        """Return the held-out run; None without one. Raises ConfigError for a size that the model cannot have."""
+    def _held_out_cell(self, cells: list[Cell]) -> Cell | None:
+        """Return the held-out run; None without one.
+
+        Raises ConfigError for a size that the model cannot have, and for a run that is no larger than those fitted.
+        """
         settings = self.config.ladder
         if settings.held_out is None:
             return None
         lengths = (lengths_of(self.config, LadderSize.read(size)) for size in settings.sizes)
         tokens = settings.held_out_tokens or 2 * max(map(max, lengths))
-        return cell_of(self.config, LadderSize.read(settings.held_out), tokens, self.typed)
+        held_out = cell_of(self.config, LadderSize.read(settings.held_out), tokens, self.typed)
+        most = max(cells, key=lambda cell: operations_of(self.config, cell))
+        ratio = operations_of(self.config, held_out) / operations_of(self.config, most)
+        if ratio <= 1.0:
+            steps = math.ceil(4 * held_out.steps / ratio)
+            raise ConfigError(
+                f"ladder.held_out={settings.held_out}: {held_out.name} takes no more operations than {most.name}, to "
+                "which the law is fitted, and only a larger run checks it. "
+                f"Try ladder.held_out_tokens={self.config.batch_sizes().tokens(steps)}."
+            )
+        return held_out
 
     def _held_out(self, fit: Fit, vocab_size: int, cells: list[Cell], cell: Cell) -> HeldOut:
         """Predict the held-out run in a file, unless an earlier start did, then train it."""

@@ -34,9 +34,33 @@ class Cell:
 
 
 def cells_of(config: ScaleConfig, typed: Collection[str]) -> list[Cell]:
-    """Return the runs of the ladder, smallest first; `typed` are the names of settings that stay as they are."""
+    """Return the runs of the ladder, smallest first; `typed` are the names of settings that stay as they are.
+
+    Raises ConfigError for two lengths that are the same number of steps.
+    """
     sizes = [LadderSize.read(size) for size in config.ladder.sizes]
-    return [cell_of(config, size, tokens, typed) for size in sizes for tokens in lengths_of(config, size)]
+    cells = []
+    for size in sizes:
+        lengths = lengths_of(config, size)
+        found = [cell_of(config, size, tokens, typed) for tokens in lengths]
+        if len({cell.steps for cell in found}) < len(found):
+            a_step = config.batch_sizes().tokens(1)
+            raise ConfigError(
+                f"ladder.tokens or ladder.tokens_per_parameter: two of the lengths of {size} "
+                f"({', '.join(f'{tokens:,.0f}' for tokens in lengths)} tokens) are the same number of steps of "
+                f"{a_step:,} tokens. Try ladder.tokens=[{10 * a_step},{20 * a_step}]."
+            )
+        cells += found
+    return cells
+
+
+def operations_of(config: ScaleConfig, cell: Cell) -> float:
+    """Return parameters times tokens of a run, without embeddings where the vocabulary is not known before one."""
+    try:
+        vocab_size = config.tokenizer.largest_vocabulary()
+    except ConfigError:
+        vocab_size = 1
+    return float(parameters_of(config, cell.size, vocab_size)) * config.batch_sizes().tokens(cell.steps)
 
 
 def lengths_of(config: ScaleConfig, size: LadderSize) -> list[float]:

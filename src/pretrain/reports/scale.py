@@ -16,6 +16,7 @@ from pretrain.reports.run import in_both_widths
 from pretrain.reports.series import Scatter
 
 _FAR = 30.0  # times the largest run of a ladder, beyond which a law is a guess
+_OFF = 2.0  # over what was asked for, from where a recommendation is another one
 _WIDE = 10.0  # highest over lowest value of an interval that says little
 _STEEP = 1.0  # exponent far above the published ones: Hoffmann et al. 2022 found 0.34 and 0.28
 _PROFILES, _POINTS = 4, 25  # budgets that are drawn, and sizes of each
@@ -102,6 +103,13 @@ def notes(ladder: Ladder) -> list[str]:
             f"the budget is {found.times_largest:,.0f} times the largest run of the ladder: beyond {_FAR:.0f} times, "
             "train a larger ladder"
         )
+    if (cost := 6 * found.parameters * found.tokens) > _OFF * found.budget:
+        lines.append(
+            f"the recommended run takes {cost:.3g} operations, more than the budget of {found.budget:.3g}: one step of "
+            "the smallest size is the least. Try a larger ladder.budget"
+        )
+    if _OFF * found.parameters < (best := found.optimal_parameters.value):
+        lines.append(f"the law asks for {best:.3g} parameters, and the recommended size is the largest that is tried")
     if found.optimal_parameters.high > _WIDE * found.optimal_parameters.low:
         lines.append("the best size is hardly known: its interval is wide. Add sizes or lengths to the ladder")
     lines += _no_optimum(found)
