@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from same_state import assert_same_state
+from torch import nn
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.compose import compose, register_schemas
@@ -17,9 +18,11 @@ from pretrain.evaluation.run import score
 from pretrain.interop.export import export_model
 from pretrain.language_model import LanguageModel
 from pretrain.launch.run_folder import read_rows
+from pretrain.optim.muon import Muon
 from pretrain.reports.run import read_run, run_page
 from pretrain.training.lightning_module import TrainingModule
 from pretrain.training.train import train
+from pretrain.training.weight_average import WeightAverage
 
 TEXT = "the quick brown fox sings in old trees"
 EMA = ["ema.decay=0.5", "checkpoint.every_n_steps=1", "checkpoint.keep=0", "logger=csv"]
@@ -48,7 +51,16 @@ def test_it_is_the_average_of_the_saved_weights_and_a_killed_run_has_the_same(
         options = ["optimizer.row_beta2=0.9", "optimizer.momentum_warmup_steps=8"]  # Muon resumes exactly with them too
         return ["model=gpt_nano", *EMA, *options, f"paths.run_dir={tiny.folder / name}"]
 
-    report = train(tiny.plan(*words("whole")))
+    momenta, step = list[float](), Muon.step
+
+    def watched(optimizer: Muon, **given: Any) -> float | None:
+        momenta.append(next(group["momentum"] for group in optimizer.param_groups if group["matrices"]))
+        return step(optimizer, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Muon, "step", watched)
+        report = train(tiny.plan(*words("whole")))
+    assert momenta == pytest.approx([0.85 + 0.1 * min(n / 8, 1.0) for n in range(12)])  # what before_step sets
     whole = Path(report.folder)
     plain = Path(train(tiny.plan(*words("plain"), "ema.decay=0")).folder)
     assert_same_state(plain, whole, but=("ema_updates",))  # it changes nothing of the training
@@ -105,6 +117,15 @@ def test_it_is_the_average_of_the_saved_weights_and_a_killed_run_has_the_same(
         LanguageModel.load(tiny.folder / "exported", weights="ema")
     with pytest.raises(ConfigError, match=r"weights=ema is not fine-tuned by task=glue.*checkpoint=<folder>"):
         compose("eval", ["task=glue", "path=x", "weights=ema"])
+
+
+def test_a_skipped_step_is_no_update() -> None:
+    weights, averages = ([nn.Parameter(torch.tensor([value]))] for value in (2.0, 1.0))
+    average = WeightAverage(0.5, None, None, lambda mesh, device: None, is_saved=False)  # type: ignore[arg-type]
+    average._weights, average._averages = weights, averages
+    for applies, expected, updates in ((False, 1.0, 0), (True, 1.9, 1), (False, 1.9, 1)):
+        average.update(torch.tensor(applies))
+        assert (float(averages[0].detach()), average.state_dict()["ema_updates"]) == (pytest.approx(expected), updates)
 
 
 @pytest.mark.long
