@@ -95,6 +95,14 @@ def test_a_small_run_leaves_out_groups_of_layers_that_it_has_not():
     assert small.optimizer.groups == {"vectors": {**groups["vectors"], "match": ["*norm*"]}, "wrong": groups["wrong"]}
     with pytest.raises(ConfigError, match=r"wrong\.match=block\.0\.\* matches no trained parameter"):
         adamw_groups(small.optimizer, small.model.build(64, causal=True))
+    groups = {
+        "first": {"match": ["blocks.0.*", "blocks.1.*"], "weight_decay": 0.0},
+        "rest": {"match": ["blocks.*"], "learning_rate_ratio": 2.0},  # of the small model the first group has all
+        "taken": {"match": ["*.up.weight"], "learning_rate_ratio": 2.0},  # gets nothing of the full model either
+    }
+    small = shrink(replace(config, optimizer=replace(config.optimizer, groups=groups)))
+    assert isinstance(small.optimizer, AdamWConfig)
+    assert list(small.optimizer.groups) == ["first", "taken"]
 
 
 @dataclass

@@ -121,6 +121,11 @@ def test_groups_by_patterns_change_what_they_name_and_the_first_wins(kind: type[
     [
         ({"a": {"match": ["*.quary.weight"]}}, r"groups\.a\.match=\*\.quary\.weight matches no trained parameter\. "
          r"Names near it: .*query\.weight"),
+        ({"a": {"match": ["*"], "weight_decay": 0.1}, "b": {"match": ["*query*"], "weight_decay": 0.0}},
+         r"groups\.b\.match=\[\*query\*\] gets no parameter: .* optimizer\.groups\.a has all .* a name after b: "
+         r"optimizer\.groups\.a=null 'optimizer\.groups\.a_others=\{match: \[\"\*\"\], weight_decay: 0\.1\}'\."),
+        ({"a": {"match": ["*norm*"]}, "b": {"match": ["*.up.*"]}, "c": {"match": ["*final_norm*", "*0.*.up.*"]}},
+         r"groups\.c\.match=.* optimizer\.groups\.a and optimizer\.groups\.b have all of these"),
         ({"a": {"match": []}}, r"groups\.a\.match=\[\] is not a list of patterns"),
         ({"a": {"weight_decay": 0.0}}, r"groups\.a\.match=null is not a list of patterns"),
         ({"a": 3}, r"groups\.a=3 is not a group\. Write"),

@@ -7,6 +7,7 @@ be equal bit for bit.
 
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
@@ -14,7 +15,7 @@ from pretrain.evaluation.config import ScoresConfig
 from pretrain.models.config import ModelConfig, TransformerConfig
 from pretrain.models.lora_config import LoraConfig
 from pretrain.models.size import parameter_names_without_weights
-from pretrain.optim.config import AdamWConfig, OptimizerConfig
+from pretrain.optim.config import AdamWConfig, OptimizerConfig, typed_groups
 from pretrain.parallel.config import ParallelConfig
 from pretrain.training.config import LoggingConfig, Precision, StorageConfig, Strategy
 from pretrain.training.logger_config import CSVConfig
@@ -85,23 +86,28 @@ def shrink(config: RunConfig, run_dir: str | None = None) -> RunConfig:
 def _shrink_groups(config: RunConfig, small: TransformerConfig) -> OptimizerConfig:
     """Return the optimizer without patterns that match parameters of the full model alone, such as of its tenth layer.
 
-    A pattern that matches neither model's stays, so that the optimizer refuses it.
+    Nor has it a group that those before it leave parameters of the full model alone. What is wrong for the full model
+    too stays, so that the optimizer refuses it: a pattern that matches no parameter, a group that gets none.
     """
     optimizer = config.optimizer.in_float32()
     if not isinstance(optimizer, AdamWConfig) or not optimizer.groups:
         return optimizer
     names, names_of_full = (parameter_names_without_weights(model) for model in (small, config.model))
-    groups = {}
-    for name, group in optimizer.groups.items():
-        patterns = [] if group is None else group["match"]
-        match = [each for each in patterns if _matches(each, names) or not _matches(each, names_of_full)]
-        if match:
-            groups[name] = {**group, "match": match}
+    groups = dict[str, Any]()
+    left, left_of_full = list(names), list(names_of_full)  # by the groups before
+    for name, group in typed_groups(optimizer.groups).items():
+        match = [each for each in group.match if _matches([each], names) or not _matches([each], names_of_full)]
+        is_wrong = not all(_matches([each], names) for each in match) or not _matches(group.match, left_of_full)
+        if is_wrong or _matches(match, left):
+            groups[name] = {**optimizer.groups[name], "match": match}
+        left, left_of_full = (
+            [each for each in rest if not _matches(group.match, [each])] for rest in (left, left_of_full)
+        )
     return replace(optimizer, groups=groups)
 
 
-def _matches(pattern: str, names: list[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names)
+def _matches(patterns: list[str], names: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def refuse_fine_tuning(config: RunConfig) -> None:

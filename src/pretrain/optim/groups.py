@@ -1,8 +1,9 @@
 """Parameter groups by the module that owns each parameter, and AdamW over them."""
 
 import difflib
+import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -51,7 +52,7 @@ def parameter_names(model: nn.Module) -> ParameterNames:
 def adamw_groups(config: AdamWConfig, model: nn.Module) -> list[dict[str, Any]]:
     """Return the parameter groups of AdamW: matrices, which decay, the rest, which does not, and the groups set.
 
-    Raises ConfigError for a pattern that matches no trained parameter.
+    Raises ConfigError as `group_of_names` does.
     """
     names = parameter_names(model)
     roles = [
@@ -120,10 +121,10 @@ def split_groups(config: AdamWConfig, model: nn.Module, roles: list[Role]) -> li
     """Return the parameter groups of an optimizer: those that no setting names by role, then those of each name.
 
     A parameter is in the first of `optimizer.groups` with a pattern that matches its name. In a muP model the rates are
-    those of the base width, and `roles_by_width` says how they follow the width. Raises ConfigError for a
-    pattern that matches no trained parameter, and for betas where there are no moments.
+    those of the base width, and `roles_by_width` says how they follow the width. Raises ConfigError as
+    `group_of_names` does, and for betas where there are no moments.
     """
-    parameters, of_name = parameters_by_name(model), _group_of_names(config, [n for role in roles for n in role.names])
+    parameters, of_name = parameters_by_name(model), group_of_names(config, [n for role in roles for n in role.names])
     chosen: dict[str, GroupConfig] = typed_groups(config.groups)
     groups: list[dict[str, Any]] = []
     roles = roles_by_width(roles, model)
@@ -159,19 +160,42 @@ def _changes(owner: str, group: GroupConfig, role: Role, learning_rate: float) -
     return changes
 
 
-def _group_of_names(config: AdamWConfig, names: list[str]) -> dict[str, str]:
-    """Return the group of each parameter that a group of the user's has; the first that matches wins."""
+def group_of_names(config: AdamWConfig, names: list[str]) -> dict[str, str]:
+    """Return the group of each trained parameter that a group of the user's has; the first that matches wins.
+
+    Raises ConfigError for a pattern that matches none of the `names`, and for a group that has none of them because
+    those before it have all that it matches.
+    """
     of_name: dict[str, str] = {}
-    for owner, group in typed_groups(config.groups).items():
+    groups = typed_groups(config.groups)
+    for owner, group in groups.items():
+        matched = list[str]()
         for pattern in group.match:
             found = [name for name in names if fnmatchcase(name, pattern)]
             if not found:
                 raise ConfigError(
                     f"optimizer.groups.{owner}.match={pattern} matches no trained parameter. {_near(pattern, names)}"
                 )
-            for name in found:
-                of_name.setdefault(name, owner)
+            matched += found
+        for name in matched:
+            of_name.setdefault(name, owner)
+        if all(of_name[name] != owner for name in matched):
+            raise ConfigError(_without_parameters(owner, groups, sorted({of_name[name] for name in matched})))
     return of_name
+
+
+def _without_parameters(owner: str, groups: dict[str, GroupConfig], before: list[str]) -> str:
+    """Return the message about a group whose parameters are all in the groups `before` it."""
+    them, verb = " and ".join(f"optimizer.groups.{each}" for each in before), "has" if len(before) == 1 else "have"
+    first = before[0]
+    written = ", ".join(
+        f"{key}: {json.dumps(value)}" for key, value in asdict(groups[first]).items() if value is not None
+    )
+    return (
+        f"optimizer.groups.{owner}.match=[{','.join(groups[owner].match)}] gets no parameter: each is in the first "
+        f"group that matches it, and {them} {verb} all of these. Write that group again under a name after {owner}: "
+        f"optimizer.groups.{first}=null 'optimizer.groups.{first}_others={{{written}}}'."
+    )
 
 
 def _near(pattern: str, names: list[str]) -> str:
