@@ -152,6 +152,9 @@ class Runes(TokenizerConfig):
 
 @pytest.mark.slow
 def test_what_must_be_known_is_asked_for(plan: Plan, tmp_path: Path) -> None:
+    groups = "optimizer.groups.a={match: [nothing], weight_decay: 0}"
+    with pytest.raises(ConfigError, match=r"groups\.a\.match=nothing matches no trained parameter"):
+        answer(plan("vocab_size=64", "dry_run=false", "device=h100", groups))
     with pytest.raises(ConfigError, match=r"trainer.devices=-1 means all GPUs.*Try trainer.devices=8"):
         answer(plan("trainer=fsdp", f"paths.cache_dir={tmp_path}"))
     hub = plan("tokenizer=pretrained", "tokenizer.path=openai-community/gpt2")

@@ -54,6 +54,11 @@ def test_it_is_told_before_the_text_is_prepared(tmp_path: Path, monkeypatch: pyt
         train_to_end(settings(*words), words)
     assert not list(logs.glob("*/*"))
     assert not (tmp_path / "cache").exists()
+    words[-1] = "optimizer.groups.a={match: [nothing], weight_decay: 0}"
+    with pytest.raises(ConfigError, match=r"groups\.a\.match=nothing matches no trained parameter"):
+        train_to_end(settings(*words), words)
+    assert not list(logs.glob("*/*"))
+    assert not (tmp_path / "cache").exists()
     words[-1] = "trainer.accelerator=gpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

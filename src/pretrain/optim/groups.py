@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pretrain.errors import ConfigError
-from pretrain.optim.config import AdamWConfig, GroupConfig, typed_groups
+from pretrain.optim.config import AdamWConfig, GroupConfig, OptimizerConfig, typed_groups
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -158,6 +158,12 @@ def _changes(owner: str, group: GroupConfig, role: Role, learning_rate: float) -
     elif group.learning_rate_ratio is not None:
         changes["lr"] = role.settings.get("lr", learning_rate) * group.learning_rate_ratio
     return changes
+
+
+def check_groups(config: OptimizerConfig, model: nn.Module) -> None:
+    """Raise ConfigError as `group_of_names` does; `model` may be without weights, and the optimizer without groups."""
+    if isinstance(config, AdamWConfig):
+        group_of_names(config, [name for name, each in parameters_by_name(model).items() if each.requires_grad])
 
 
 def group_of_names(config: AdamWConfig, names: list[str]) -> dict[str, str]:

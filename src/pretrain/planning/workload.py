@@ -14,7 +14,7 @@ from pretrain.kernels.half_copies import HalfCopies
 from pretrain.models.config import TransformerConfig, transformer_of
 from pretrain.models.lora import add_adapters
 from pretrain.models.masks import BLOCK, can_use_block_masks
-from pretrain.optim.groups import parameters_by_name
+from pretrain.optim.groups import check_groups, parameters_by_name
 from pretrain.parallel.config import ParallelDims
 from pretrain.training.config import Precision, Strategy
 
@@ -190,7 +190,8 @@ class Workload:
 def workload_of(config: RunConfig, vocab_size: int, precision: Precision, gpu: bool = False) -> Workload:
     """Return the workload of a run with a tokenizer of `vocab_size` ids.
 
-    Raises ConfigError for a model that is not a Transformer of ours, and for trainer.devices=-1.
+    Raises ConfigError for a model that is not a Transformer of ours, for trainer.devices=-1, and for a group of
+    parameters that has none.
     """
     model = config.model
     shape = transformer_of(model, "is planned by a formula")
@@ -201,6 +202,7 @@ def workload_of(config: RunConfig, vocab_size: int, precision: Precision, gpu: b
     with torch.device("meta"):
         built = model.build(model.vocabulary(vocab_size), config.objective.causal)
         add_adapters(built, config.lora)
+    check_groups(config.optimizer, built)
     compiled = gpu and config.parallel.compile is not False  # auto compiles every long run on a GPU
     return Workload(
         model=shape,

@@ -104,6 +104,10 @@ def _with_text(run_plan: RunPlan, overrides: list[str]) -> RunPlan:
     device = choose_device(run_plan.config.trainer)  # a missing one is an error before the text is prepared
     if run_plan.config.size is None and run_plan.config.micro_batch_size != AUTO:
         check_memory(run_plan.config, device)
+    if run_plan.config.size is None and getattr(run_plan.config.optimizer, "groups", None):
+        from pretrain.training.model_support import check_parameter_groups
+
+        check_parameter_groups(run_plan.config)
     return replace(run_plan, config=_fit_to_text(run_plan.config, overrides, device))
 
 

@@ -1,12 +1,16 @@
 """What a run asks of its model, checked before the first step."""
 
+import torch
 from torch import nn
 
 from pretrain.config.run import RunConfig
 from pretrain.errors import ConfigError
-from pretrain.models.interface import blocks_of, inputs_of
+from pretrain.models.interface import blocks_of, build_model, inputs_of
 from pretrain.models.layers import has_residual_stream
+from pretrain.models.lora import add_adapters
 from pretrain.models.transformer import Transformer
+from pretrain.optim.groups import check_groups
+from pretrain.training.fine_tuning import freeze_unused, trained_head
 
 
 def check_supported(config: RunConfig, model: nn.Module) -> None:
@@ -40,6 +44,16 @@ def check_supported(config: RunConfig, model: nn.Module) -> None:
     devices = config.parallel.tensor_parallel
     if devices > 1 and isinstance(model, Transformer):
         _check_vocabulary_split(model.vocab_size, devices)
+
+
+def check_parameter_groups(config: RunConfig) -> None:
+    """Raise ConfigError for a group of parameters that has none, from the model without weights and without a text."""
+    objective = config.objective
+    with torch.device("meta"):
+        model = build_model(config.model, 2, objective.causal, objective.n_labels)  # two tokens: names have no sizes
+        add_adapters(model, config.lora, trained_head(config))
+    freeze_unused(config, model)
+    check_groups(config.optimizer, model)
 
 
 def _check_vocabulary_split(ids: int, devices: int) -> None:
