@@ -21,7 +21,7 @@ from pretrain.interop.classifiers import CLASSIFIERS, classifier_family
 from pretrain.interop.export import export_adapters, export_model
 from pretrain.interop.families import FAMILIES
 from pretrain.language_model import LanguageModel
-from pretrain.models.choices import Activation, ClassifierHead, NormPosition
+from pretrain.models.choices import Activation, ClassifierHead, NormPosition, Parametrization
 from pretrain.models.config import TransformerConfig
 from pretrain.models.lora_config import LoraConfig
 from pretrain.models.size import classifier_head_parameters
@@ -69,6 +69,20 @@ def classifier_run(
 def test_every_class_is_tried() -> None:
     assert SHAPES.keys() == CLASSIFIERS.keys()
     assert [family.model_type for family in FAMILIES if family.model_type not in CLASSIFIERS] == ["apertus"]
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gemma2", "bert"])
+def test_the_factors_of_mup_are_in_an_exported_classifier(model_type: str, tmp_path: Path) -> None:
+    kind = CLASSIFIERS[model_type]
+    config = replace(
+        SHAPES[model_type], classifier_head=kind.head, context_length=64, parametrization=Parametrization.mup,
+        base_width=16, base_head_dim=4,
+    )  # fmt: skip
+    pooling = next(iter(kind.poolings))
+    run = classifier_run(tmp_path / "run", config, pooling is Pooling.last, pooling)
+    found = export_model(ExportConfig(output=str(tmp_path / "out"), family=model_type), run)
+    assert found.largest_difference is not None
+    assert found.largest_difference < 1e-4
 
 
 @pytest.mark.slow

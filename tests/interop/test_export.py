@@ -139,9 +139,12 @@ def test_an_export_says_that_transformers_has_no_head_for_a_masked_model_with_a_
     assert "model.head=linear" in str(found)
 
 
+@pytest.mark.parametrize("tie_embeddings", [None, True])
 @pytest.mark.parametrize("name", ["gpt", "llama", "neox", "gemma", "gemma2", "bert", "modern_bert"])
-def test_the_factors_of_mup_are_in_the_exported_weights(name: str, tmp_path: Path) -> None:
+def test_the_factors_of_mup_are_in_the_exported_weights(name: str, tie_embeddings: bool | None, tmp_path: Path) -> None:
     mup: dict[str, Any] = {"parametrization": Parametrization.mup, "base_width": 16, "base_head_dim": 4}
+    if tie_embeddings is not None:
+        mup["tie_embeddings"] = tie_embeddings
     causal = name not in ("bert", "modern_bert")
     run = run_of(tmp_path / "run", shape(name, context_length=64, **mup), causal=causal)
     found = export_model(ExportConfig(output=str(tmp_path / "out")), run)

@@ -17,7 +17,9 @@ from pretrain.interop.width_factors import standard_shape
 from pretrain.models.choices import Parametrization
 from pretrain.models.config import TransformerConfig
 from pretrain.models.init import initial_tensor, initialize
-from pretrain.models.transformer import Transformer
+from pretrain.models.lora import add_adapters
+from pretrain.models.lora_config import LoraConfig
+from pretrain.models.transformer import LabelHead, Transformer
 from pretrain.optim.config import AdamWConfig, MuonConfig, StableAdamWConfig, UpdateScale
 
 WIDTHS = (64, 128, 256, 512)
@@ -62,6 +64,12 @@ def test_initial_weights_scores_and_logits_follow_the_width() -> None:
     assert model.head.dense is not None
     features = model.head.norm(torch.nn.functional.gelu(model.head.dense(hidden)))
     assert_close(model.head(hidden), features @ model.head.weight.T / 4 + model.head.bias)
+    labels, plain = (LabelHead(each, 3) for each in (config, shape("bert")))
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter)
+    labels.load_state_dict(plain.state_dict())
+    assert plain.bias is not None
+    assert_close(labels(hidden), (plain(hidden) - plain.bias) / 4 + plain.bias)
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
@@ -89,6 +97,32 @@ def test_rates_of_matrices_follow_the_width(
             assert found[id(parameter)] == (pytest.approx(rate * factor), pytest.approx(0.5 / factor)), name
         else:
             assert found[id(parameter)] == (0.01, 0.5 if name == "head.weight" else 0.0), name
+    dense = mup(shape("bert"), base_width=8).build(50, causal=False)  # AdamW has it with every optimizer
+    groups = kind(learning_rate=0.01, weight_decay=0.5).build(dense).param_groups
+    rates = [(g["lr"], g["weight_decay"]) for g in groups if any(p is dense.head.dense.weight for p in g["params"])]
+    assert rates == [pytest.approx((0.0025, 2.0))]
+
+
+@pytest.mark.parametrize("kind", [AdamWConfig, MuonConfig])
+def test_rates_of_adapters_follow_the_width_that_they_read(kind: type[AdamWConfig]) -> None:
+    """Of `a` (rank, width), as of matrices under AdamW; not of `b` (width, rank)."""
+    model = mup(shape("gpt"), base_width=8).build(50, causal=True)
+    add_adapters(model, LoraConfig(rank=2))
+    optimizer = kind(learning_rate=0.01, weight_decay=0.5).build(model)
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    assert len(found) == len(trained) > 0
+    for name, parameter in trained.items():
+        expected = (0.0025, 2.0) if name.endswith(".lora.a") else (0.01, 0.5)
+        assert found[id(parameter)] == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("base", [8, 32])
+def test_scaled_embeddings_are_of_one_size_at_every_width(base: int) -> None:
+    config = mup(shape("gemma"), base_width=base)
+    embeddings = config.build(50, causal=True).embeddings
+    tokens = torch.arange(10).unsqueeze(0)
+    assert_close(embeddings(tokens, tokens), embeddings.tokens(tokens) * base**0.5)
 
 
 def changes_of_logits(parametrization: Parametrization, kind: type[AdamWConfig]) -> list[float]:

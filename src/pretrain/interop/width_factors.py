@@ -21,14 +21,18 @@ def standard_shape(shape: TransformerConfig) -> TransformerConfig:
 def in_standard(source: ModelFolder, family: Family) -> ModelFolder:
     """Return a model in the standard parametrization, with the same outputs in this family; unchanged if it is in it.
 
-    The factor of the attention scores goes into the queries, that of the logits into the last norm before them; a
-    model that is exported without a head keeps its hidden states.
+    The factor of the attention scores goes into the queries, that of the logits into the last norm before them, and
+    that of `scale_embeddings` into the token embeddings; a model that is exported without a head keeps its hidden
+    states.
     """
     shape = source.shape.transformer
     if shape is None or shape.parametrization is Parametrization.standard:
         return source
     plain, is_classifier = standard_shape(shape), source.objective.n_labels is not None
     scores, logits = shape.score_scale / plain.score_scale, 1.0 / shape.width_multiplier
+    of_tokens = shape.width_multiplier**-0.5 if shape.scale_embeddings else 1.0
+    if shape.tie_embeddings and not is_classifier:
+        logits /= of_tokens  # the head multiplies by the token embeddings too
     of_scores = "attention.query_norm." if shape.qk_norm else "attention.query."
     of_logits = "head.weight" if is_classifier else _last_norm(shape)
     has_head = is_classifier or family.class_of(plain) != family.bare
@@ -36,6 +40,8 @@ def in_standard(source: ModelFolder, family: Family) -> ModelFolder:
     def factor(name: str) -> float:
         if of_scores in name:
             return scores
+        if name == "embeddings.tokens.weight":
+            return of_tokens
         return logits if has_head and name.startswith(of_logits) else 1.0
 
     def values(model: LanguageModule) -> LoadParameter:

@@ -29,7 +29,8 @@ class Embeddings(nn.Module):
         super().__init__()
         learned = config.position is Position.learned
         self.tokens = nn.Embedding(vocab_size, config.d_model)
-        self.scale = math.sqrt(config.d_model) if config.scale_embeddings else None
+        # with muP the root of the base width: the size of the stream does not grow with the width
+        self.scale = math.sqrt(config.d_model / config.width_multiplier) if config.scale_embeddings else None
         rows = config.context_length + config.position_offset
         self.first_position = config.position_offset
         self.positions = nn.Embedding(rows, config.d_model) if learned else None

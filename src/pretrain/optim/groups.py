@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pretrain.errors import ConfigError
+from pretrain.models.lora import A
 from pretrain.optim.config import AdamWConfig, GroupConfig, OptimizerConfig, typed_groups
 
 
@@ -90,14 +91,16 @@ def roles_by_width(roles: list[Role], model: nn.Module) -> list[Role]:
     For m times the base width AdamW's rate is 1 / m (Yang et al. 2022, https://arxiv.org/abs/2203.03466, table 8). An
     update of Muon has the same root mean square, but full rank, so its spectral norm grows with sqrt(m) alone: its rate
     is 1 / sqrt(m) (Yang et al. 2023, https://arxiv.org/abs/2310.17813, condition 1). With `update_scale=spectral` that
-    norm is the same at every width, and so is the rate.
+    norm is the same at every width, and so is the rate. Of an adapter of LoRA the matrix `a` alone reads as many
+    channels as the model has, and has AdamW's rate.
     """
     multipliers: list[Any] = [getattr(module, "width_multiplier", None) for module in model.modules()]
     multiplier = next((float(found) for found in multipliers if found is not None), 1.0)
     if multiplier == 1.0:
         return roles
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    hidden = {name for name, parameter in parameters_by_name(model).items() if id(parameter) in linear}
+    named = parameters_by_name(model).items()
+    hidden = {name for name, parameter in named if id(parameter) in linear or name.endswith(A)}
     split = list[Role]()
     for role in roles:
         factor = multiplier**-role.width_power
