@@ -1,11 +1,13 @@
 """An average of checkpoints holds the mean of their weights, and reads as a run."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from pretrain.checkpoint.average import average, last_checkpoints
+from pretrain.checkpoint.average import _check_same_model, average, last_checkpoints
 from pretrain.checkpoint.read import latest_run, open_checkpoint, run_meant_by_auto, step_folders
 from pretrain.commands.tasks import average as average_command
 from pretrain.config.scripts import AverageConfig
@@ -87,6 +89,16 @@ def test_the_last_checkpoints_of_a_run_are_averaged(tiny, capsys: pytest.Capture
     run(tiny.plan("model=gpt_nano", f"paths.run_dir={heads}", "trainer.max_steps=1", "model.n_heads=1"))
     with pytest.raises(ConfigError, match=r"are of different models: model\.n_heads differs, 1 and \d\. Average"):
         average([heads, base], Path(tiny.folder / "x"))
+
+
+def test_causal_and_bidirectional_attention_are_different_models(tiny) -> None:
+    saved: list[Any] = []
+    for objective in ("causal", "masked"):
+        config = tiny.config("model=gpt_nano", f"objective={objective}")
+        saved.append(SimpleNamespace(folder=objective, run_config=lambda config=config: config))
+    _check_same_model(saved[0], saved[0])
+    with pytest.raises(ConfigError, match=r"causal and masked are of different models: causal attention differs, true"):
+        _check_same_model(*saved)
 
 
 @pytest.mark.slow

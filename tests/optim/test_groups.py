@@ -73,6 +73,15 @@ def test_muon_takes_the_matrices_of_the_blocks_at_a_rate_of_their_own() -> None:
     assert [(group["lr"], group["betas"], group["eps"]) for group in others] == [(0.01, (0.8, 0.7), 1e-9)] * 2
 
 
+def test_a_rate_over_that_of_the_optimizer_is_one_over_that_of_the_matrices() -> None:
+    groups = {"ups": {"match": ["*.up.weight"], "learning_rate_ratio": 0.5}}
+    config = MuonConfig(learning_rate=0.01, matrix_learning_rate_ratio=3.0, groups=groups)
+    model = shape("llama").build(50, causal=True)
+    up = model.get_parameter("blocks.0.feed_forward.up.weight")
+    rates = [group["lr"] for group in config.build(model).param_groups if any(each is up for each in group["params"])]
+    assert rates == [pytest.approx(0.015)]
+
+
 @pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig()])
 def test_a_model_without_blocks_has_no_empty_group(config: OptimizerConfig) -> None:
     optimizer = config.build(nn.Sequential(nn.Embedding(5, 4)))

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from pretrain.models.transformer import Transformer
 from pretrain.optim.config import MuonConfig, NewtonSchulz, UpdateScale
 from pretrain.optim.groups import parameter_names
-from pretrain.optim.muon import _POLAR_EXPRESS, Muon, orthogonalize
+from pretrain.optim.muon import _POLAR_EXPRESS, Muon, coefficients, orthogonalize
 
 
 def slow_orthogonal(matrix: Tensor, steps: int) -> Tensor:
@@ -202,6 +202,14 @@ def test_a_closure_is_called_once_with_gradients_enabled() -> None:
     assert optimizer.step(closure) == 1.5
     assert calls == [True]
     assert len(optimizer.param_groups) == 3
+
+
+def test_the_last_polynomial_of_polar_express_goes_on_as_it_is() -> None:
+    *_, seventh, last, again = coefficients(NewtonSchulz.polar_express, 9)
+    assert last == again == (1.875, -1.25, 0.375)
+    assert seventh == pytest.approx(
+        (1.8750014808534479 / 1.01, -1.2500016453999487 / 1.01**3, 0.3750001645474248 / 1.01**5)
+    )
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 96), (96, 24), (32, 32)])
