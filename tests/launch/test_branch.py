@@ -34,7 +34,10 @@ def test_a_branch_equals_an_uninterrupted_run_and_resumes(
     tiny, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny.folder / "base"
-    run(tiny.plan(*WSD, f"paths.run_dir={base}", "trainer.max_steps=40", "schedule.decay_fraction=0.5"))
+    usual, warmup = tiny.words, "schedule.warmup_fraction=0.05"  # 2 of 40 steps
+    tiny.words = [word for word in usual if not word.startswith("schedule.warmup_steps")]
+    run(tiny.plan(*WSD, f"paths.run_dir={base}", "trainer.max_steps=40", "schedule.decay_fraction=0.5", warmup))
+    tiny.words = usual
     uninterrupted = tiny.folder / "uninterrupted"
     words = ["trainer.max_steps=11", f"schedule.decay_fraction={3 / 11!r}", "schedule.decay=one_minus_sqrt"]
     run(tiny.plan(*WSD, f"paths.run_dir={uninterrupted}", *words))
@@ -45,6 +48,7 @@ def test_a_branch_equals_an_uninterrupted_run_and_resumes(
     first = resolve(*typed)
     assert "branching from step 8: the rate decays over 3 steps, to step 11" in capsys.readouterr().out
     assert first.config.trainer.max_steps == 11
+    assert (first.config.schedule.warmup_steps, first.config.schedule.warmup_fraction) == (2, None)  # as it was
     again = resolve(*typed)  # killed before it saved anything
     assert again.config == first.config
     run(again)
