@@ -275,9 +275,9 @@ class LanguageModel:
         ]
         return states, self._steps(rows, options)
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt, with BOS if the model was trained with it."""
-        return self._with_bos(self.tokenizer.encode_prompt(prompt))
+    def prompt_ids(self, prompt: str, *, reads_masks: bool = True) -> list[int]:
+        """Return the ids of a prompt, with BOS if the model was trained with it; `[MASK]` is text on demand."""
+        return self._with_bos((self.tokenizer.encode_prompt if reads_masks else self.tokenizer.encode)(prompt))
 
     def _with_bos(self, row: list[int]) -> list[int]:
         return [self.tokenizer.bos_id, *row] if self.starts_with_bos or not row else row

@@ -3,6 +3,7 @@
 import json
 import lzma
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from pretrain.errors import ConfigError, DataError
 from pretrain.evaluation.config import EvalConfig, ScoresConfig, Task
 from pretrain.evaluation.examples import Cloze, MinimalPair, MultipleChoice, distinct_names, read_examples, spaced
+from pretrain.evaluation.run import _check_draws
+from pretrain.objectives.config import BidirectionalRows, HybridConfig
 
 
 def write(path: Path, *records: Any) -> str:
@@ -217,3 +220,14 @@ def test_settings_that_cannot_work_are_refused(settings: Any, message: str) -> N
 def test_scores_that_cannot_work_are_refused(settings: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ScoresConfig(**settings)
+
+
+@pytest.mark.parametrize(("rows", "is_bound"), [("diffusion", True), ("masked", False)])
+def test_the_masks_of_a_row_are_for_objectives_with_a_bound(rows: str, is_bound: bool) -> None:
+    objective = HybridConfig(bidirectional=BidirectionalRows(rows))
+    folder: Any = SimpleNamespace(objective=objective)
+    if is_bound:
+        _check_draws(EvalConfig(draws_per_row=8), folder, "draws_per_row")
+        return
+    with pytest.raises(ConfigError, match="draws_per_row=8 means nothing for a model that is scored without a bound"):
+        _check_draws(EvalConfig(draws_per_row=8), folder, "draws_per_row")

@@ -61,6 +61,7 @@ def test_a_diffusion_model_answers_with_bounds_and_filled_masks() -> None:
     assert rolling < 0
     asked = requests(("ab", {"max_gen_toks": 6}), ("abc", {"max_gen_toks": 6, "until": ["\n"]}))
     assert adapter.generate_until(asked, disable_tqdm=True) == adapter.generate_until(asked, disable_tqdm=True)
+    assert adapter.generate_until(requests(("a [MASK]?", {"max_gen_toks": 2})), disable_tqdm=True)  # text, not a mask
 
 
 def test_the_bound_of_a_document_does_not_depend_on_other_documents() -> None:

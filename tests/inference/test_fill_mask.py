@@ -10,9 +10,12 @@ from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch.testing import assert_close
 
+from pretrain.commands.generating import generate
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer, train_bpe
+from pretrain.inference.config import GenerateConfig
 from pretrain.inference.fill_mask import FilledText, mask_probabilities, text_with_masks
+from pretrain.language_model import LanguageModel
 
 VOCAB, MASK = 50, 3
 SUPPRESSED = torch.arange(VOCAB) < 4
@@ -136,3 +139,18 @@ def test_an_uncased_model_of_words_keeps_the_text(assets: Path) -> None:
         spliced(tokenizer, "The Caf\u00e9 isn't [MASK] (yet) -- U.S.A.", "open")
         == "The Caf\u00e9 isn't open (yet) -- U.S.A."
     )
+
+
+def test_generate_fills_a_mask_in_the_spelling_of_the_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was a prompt to continue, which then must not hold a mask."""
+    tokenizer = tokenizer_of("unigram")
+    model = random_model(shape("bert"), tokenizer.vocab_size, causal=False)
+    llm = LanguageModel(model, tokenizer, denoises=True)
+    monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: llm)
+    monkeypatch.setattr("pretrain.interop.load.chosen_model", lambda *_: tmp_path)
+    generate(GenerateConfig(checkpoint=str(tmp_path), prompt="the <mask> fox"))
+    written = capsys.readouterr().out
+    assert "fox" in written
+    assert "mask" not in written.lower()

@@ -33,7 +33,9 @@ def generate(config: GenerateConfig) -> None:
         _refuse(config, ("prompt", "trace", "log_probabilities"), "in a conversation", "leave chat=true out")
         _converse(config, language_model)
     else:
+        mask_id = language_model.tokenizer.mask_id  # which the tokenizer may spell in its own way
         fills = "[MASK]" in config.prompt or not language_model.completes
+        fills = fills or (mask_id is not None and mask_id in language_model.prompt_ids(config.prompt))
         denoising = _changed(config, DENOISING)
         if fills:
             advice = "take [MASK] out of the prompt" if language_model.completes else "take a causal model"

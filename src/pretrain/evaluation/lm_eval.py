@@ -125,7 +125,7 @@ class LMEvalAdapter(LM):
         """Return the last ids of a context, as many as leave room for the new tokens."""
         llm = self.language_model
         new = options["max_new_tokens"] or 0
-        return llm.prompt_ids(context)[-(llm.model.config.context_length - new) :]
+        return llm.prompt_ids(context, reads_masks=False)[-(llm.model.config.context_length - new) :]
 
 
 def _document(request: Any) -> tuple[Any, ...]:

@@ -156,7 +156,7 @@ def score_own_tasks(config: EvalConfig, path: str | Path) -> dict[str, Any]:
 def _check_draws(config: EvalConfig, folder: ModelFolder, name: str) -> None:
     """Raise ConfigError for a number of random masks that was typed for a model that is scored without a bound."""
     value = getattr(config, name)
-    has_bound = folder.objective.denoises if name == "draws_per_row" else estimate_of(folder.objective)
+    has_bound = folder.objective.weighs_targets if name == "draws_per_row" else estimate_of(folder.objective)
     if value != getattr(EvalConfig, name) and (not has_bound or config.pseudo_likelihood):
         raise ConfigError(f"{name}={value} means nothing for a model that is scored without a bound. Leave it out.")
 

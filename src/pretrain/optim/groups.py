@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from pretrain.errors import ConfigError
-from pretrain.models.lora import A
 from pretrain.optim.config import AdamWConfig, GroupConfig, OptimizerConfig, typed_groups
+
+_ADAPTER = ".lora.a"  # the end of the names of LoRA's matrices that read a model's channels
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -100,7 +101,7 @@ def roles_by_width(roles: list[Role], model: nn.Module) -> list[Role]:
         return roles
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     named = parameters_by_name(model).items()
-    hidden = {name for name, parameter in named if id(parameter) in linear or name.endswith(A)}
+    hidden = {name for name, parameter in named if id(parameter) in linear or name.endswith(_ADAPTER)}
     split = list[Role]()
     for role in roles:
         factor = multiplier**-role.width_power
