@@ -276,7 +276,7 @@ class LanguageModel:
         return states, self._steps(rows, options)
 
     def prompt_ids(self, prompt: str, *, reads_masks: bool = True) -> list[int]:
-        """Return the ids of a prompt, with BOS if the model was trained with it; `[MASK]` is text on demand."""
+        """Return the ids of a prompt, with BOS if it was trained so; without `reads_masks` a `[MASK]` is text."""
         return self._with_bos((self.tokenizer.encode_prompt if reads_masks else self.tokenizer.encode)(prompt))
 
     def _with_bos(self, row: list[int]) -> list[int]:
