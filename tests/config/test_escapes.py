@@ -1,5 +1,6 @@
 r"""\n in a free-text setting is a line break, in every such setting and by one rule."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ class Recorder:
     causal = completes = True
     denoises = False
     prompt_template = None
+    tokenizer = SimpleNamespace(mask_id=None)
     regressor = None
 
     def __init__(self) -> None:
