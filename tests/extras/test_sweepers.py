@@ -121,13 +121,23 @@ def test_a_small_batch_is_compared_at_the_same_share_of_the_run(tmp_path: Path, 
     assert set(map(max, steps.values())) == {20}  # twentieths, of 64 steps and of 8
 
 
-def test_a_searched_schedule_is_pruned_by_nothing_or_with_a_warning(tmp_path: Path, corpus: Path) -> None:
+def test_no_trial_of_a_searched_schedule_is_pruned_unless_it_is_asked_for(tmp_path: Path, corpus: Path) -> None:
     words = ["hydra/sweeper=optuna_pruning", "hydra.sweeper.n_trials=2", "hydra.sweeper.startup_trials=0"]
     words += ["hydra.sweeper.n_jobs=1", "schedule=wsd", "schedule.decay_fraction=interval(0.1,0.9)"]
-    for fraction, warned in (("0", True), ("1", False)):
+    for word, said in (("hydra.sweeper.seed=0", True), ("hydra.sweeper.warmup_fraction=0", False)):
         found = subprocess.run(
-            command(corpus, *words, f"hydra.sweeper.warmup_fraction={fraction}"), cwd=tmp_path, capture_output=True,
-            text=True, timeout=600, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            command(corpus, *words, word), cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert found.returncode == 0, found.stderr[-3000:]
-        assert ("warning: schedule.decay_fraction is searched" in found.stdout) == warned
+        assert ("no trial is pruned, as schedule.decay_fraction is searched" in found.stdout) == said
+
+
+@pytest.mark.parametrize(("space", "sweeper"), [("gpt_nano", "optuna_pruning"), ("bert_nano", "optuna")])
+def test_a_space_is_searched_by_either_sweeper(tmp_path: Path, corpus: Path, space: str, sweeper: str) -> None:
+    words = [word for word in command(corpus, "hydra.sweeper.n_trials=1", f"hydra/sweeper={sweeper}") if word != "-m"]
+    found = subprocess.run(
+        [*words, f"search={space}"], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-3000:]

@@ -39,7 +39,7 @@ class PruningSettings:
     study_name: str | None = None  # null: follows from the settings
     seed: int | None = None  # of the sampler
     startup_trials: int = 5  # which are never pruned
-    warmup_fraction: float = 0.0  # share of a run before which no trial is pruned; 1: none is pruned
+    warmup_fraction: float | None = None  # share of a run before which no trial is pruned; null: 0, or 1 of schedules
     params: dict[str, Any] = field(default_factory=dict)  # swept settings, beside those of the command line
 
 
@@ -47,7 +47,9 @@ class PruningSweeper(Sweeper):
     """Asks an Optuna study for the settings of each job (TPE, Bergstra et al. 2011) and tells it what came of them.
 
     Pruned is what is worse than the median of the other trials at the same share of the run
-    (`optuna.pruners.MedianPruner`): at the same step, a trial of a smaller batch has read less text.
+    (`optuna.pruners.MedianPruner`): at the same step, a trial of a smaller batch has read less text. Where a setting of
+    the schedule is searched none is pruned, unless `warmup_fraction` is set: a schedule that decays earlier has the
+    lower loss until both end.
     """
 
     __module__ = "hydra_plugins.pretrain"  # Hydra instantiates sweepers of this package only
@@ -57,7 +59,7 @@ class PruningSweeper(Sweeper):
         for name, least in (("n_trials", 1), ("n_jobs", 1), ("startup_trials", 0)):
             if (value := getattr(self.settings, name)) < least:
                 raise ConfigError(f"hydra.sweeper.{name}={value} is below {least}. Try hydra.sweeper.{name}=8.")
-        if not 0 <= (fraction := self.settings.warmup_fraction) <= 1:
+        if (fraction := self.settings.warmup_fraction) is not None and not 0 <= fraction <= 1:
             raise ConfigError(
                 f"hydra.sweeper.warmup_fraction={fraction} is a share of the run, from 0 to 1. "
                 "Try hydra.sweeper.warmup_fraction=0.5."
@@ -76,15 +78,11 @@ class PruningSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until the study has `n_trials` that have ended, pruned ones among them."""
         overrides = parsed([*(f"{key}={value}" for key, value in self.settings.params.items()), *arguments])
-        self.study = self._open_study(arguments)
         swept = [each.get_key_element() for each in overrides if each.is_sweep_override()]
-        if self.settings.warmup_fraction < 1 and (of_schedule := [name for name in swept if "schedule" in name]):
-            show(
-                f"warning: {', '.join(of_schedule)} is searched, and a schedule that decays earlier has the lower loss "
-                "until both end: trials that decay late are pruned. Try hydra.sweeper.warmup_fraction=1, which prunes "
-                "none.",
-                one_line=True,
-            )
+        of_schedule = [name for name in swept if "schedule" in name.split(".")]
+        self.study = self._open_study(arguments, 1.0 if of_schedule else 0.0)
+        if of_schedule and self.settings.warmup_fraction is None:
+            show(f"no trial is pruned, as {', '.join(of_schedule)} is searched: hydra.sweeper.warmup_fraction=0 does")
         interrupted = self._trials("RUNNING")
         launched = 0
         while (left := self.settings.n_trials - len(self._trials("COMPLETE", "PRUNED"))) > 0:
@@ -99,7 +97,8 @@ class PruningSweeper(Sweeper):
                 self._tell(trial, words, result)
         show(self._best(), one_line=True)
 
-    def _open_study(self, arguments: list[str]) -> Any:
+    def _open_study(self, arguments: list[str], warmup_fraction: float) -> Any:
+        """Return the study; `warmup_fraction` is that of a sweep that sets none."""
         try:
             import optuna
         except ImportError as error:
@@ -119,18 +118,17 @@ class PruningSweeper(Sweeper):
             study_name=settings.study_name,
             load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=settings.seed),
-            pruner=self._pruner(),
+            pruner=self._pruner(warmup_fraction if settings.warmup_fraction is None else settings.warmup_fraction),
         )
 
-    def _pruner(self) -> Any:
+    def _pruner(self, warmup_fraction: float) -> Any:
         import optuna
 
         from pretrain.training.callbacks.pruning import PARTS
 
-        if self.settings.warmup_fraction == 1:
+        if warmup_fraction == 1:
             return optuna.pruners.NopPruner()
-        first = math.ceil(PARTS * self.settings.warmup_fraction)
-        return optuna.pruners.MedianPruner(self.settings.startup_trials, first)
+        return optuna.pruners.MedianPruner(self.settings.startup_trials, math.ceil(PARTS * warmup_fraction))
 
     def _trials(self, *states: str) -> list[Any]:
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name in states]

@@ -16,9 +16,9 @@ PARTS = 20  # of a run, at which its figures are compared with those of other tr
 class TrialPruning(Callback):
     """Reports a figure of each validation; all processes end together, with checkpoint and report.
 
-    A figure is reported at the twentieth of the run in which it was taken, the first of each twentieth alone: trials of
-    other batch sizes and those that end by the clock have other steps. Rank 0 alone speaks to the study. What was
-    reported before, as a resume validates again, is not reported twice.
+    Trials of different batch sizes, or that end by the clock, differ in their steps. So a figure is reported at its
+    twentieth of the run, the first of each twentieth only; a resume, which validates again, adds none. Only rank 0
+    reports to the study.
     """
 
     def __init__(self, monitor: str, storage: str, study: str, trial: int) -> None:
