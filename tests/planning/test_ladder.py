@@ -58,6 +58,9 @@ def test_a_ladder_is_every_size_with_every_length() -> None:
     assert smaller.d_ff == pytest.approx(config.model.d_ff / 2, abs=8)  # type: ignore[attr-defined]
     kept = cell_of(config, LadderSize(2, 64), 1e5, {"optimizer.learning_rate", "schedule.warmup_steps"})
     assert not {"optimizer.learning_rate", "schedule.warmup_fraction"} & settings(kept.words).keys()
+    in_tokens = scale("schedule.warmup_tokens=20000")
+    cell = cell_of(in_tokens, LadderSize(2, 64), 1e5, set())
+    compose("scale", ["schedule.warmup_tokens=20000", *cell.words])  # one kind of warm-up
     flat = cell_of(scale("ladder.rate_exponent=0"), LadderSize(2, 64), 1e5, set())
     assert float(settings(flat.words)["optimizer.learning_rate"]) == scale().optimizer.learning_rate
     scaled_by_mup = cell_of(scale("model.parametrization=mup", "model.base_width=64"), LadderSize(2, 128), 1e5, ())

@@ -55,7 +55,10 @@ def cells_of(config: ScaleConfig, typed: Collection[str]) -> list[Cell]:
 
 
 def operations_of(config: ScaleConfig, cell: Cell) -> float:
-    """Return parameters times tokens of a run, without embeddings where the vocabulary is not known before one."""
+    """Return parameters times tokens of a run, a sixth of its operations (FLOPs), before it is trained.
+
+    Where the tokenizer has no vocabulary of known size yet, it is taken as one token.
+    """
     try:
         vocab_size = config.tokenizer.largest_vocabulary()
     except ConfigError:
@@ -105,6 +108,8 @@ def cell_of(config: ScaleConfig, size: LadderSize, tokens: float, typed: Collect
         words["optimizer.learning_rate"] = float(f"{config.optimizer.learning_rate * ratio:.3g}")
     if hasattr(config.schedule, "warmup_fraction") and not any(key.startswith("schedule.warmup") for key in typed):
         words["schedule.warmup_fraction"] = config.ladder.warmup_fraction
+        if config.schedule.warmup_tokens is not None:
+            words["schedule.warmup_tokens"] = None
     return Cell(size, steps, tuple(f"{key}={shown(value)}" for key, value in words.items()))
 
 
