@@ -45,10 +45,11 @@ def test_losses_of_other_validation_tasks_are_said_loudly(tmp_path: Path) -> Non
 
     masked = {"kind": "masked", "mask_probability": 0.15, "unit": "token", "mean_span": 3.8}
     (found,) = warnings(masked, masked | {"mask_probability": 0.6})
-    assert found.startswith("THE VALIDATIONS DIFFER (objective.mask_probability=0.15 and 0.6): ")
+    assert found.startswith("THE TASKS DIFFER (objective.mask_probability=0.15 and 0.6): ")
     same = {"validation_mask_probability": 0.15}
     assert not warnings(masked | same, masked | same | {"mask_probability": 0.6})
     assert not warnings(masked, masked | same | {"mask_probability": 0.6})
+    assert not warnings(masked, masked | {"mask_probability": 0.6}, metric="speed/tokens_per_s")
     assert not warnings(masked, masked | {"mean_span": 2.0})  # of spans alone
     (found,) = warnings(masked, masked | {"unit": "span"})
     assert "objective.unit=token and span" in found

@@ -102,7 +102,7 @@ def _without_adapters(kept: dict[str, Any], parameters: int) -> dict[str, Any]:
 class _Merged:
     """The weights of a checkpoint by name and with their shapes, each adapter merged into its matrix.
 
-    The average is that of the products of A and B, which differs from the product of the averages of A and of B.
+    Products of A and B are averaged: the product of the averages of the two is another matrix.
     """
 
     def __init__(self, saved: TensorFiles, lora: LoraConfig) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from pretrain.errors import ConfigError
 from pretrain.optim.config import AdamWConfig, GroupConfig, OptimizerConfig, typed_groups
 
-_ADAPTER = ".lora.a"  # the end of the names of LoRA's matrices that read a model's channels
+_ADAPTER = ".lora.a"  # as `models.lora` ends the names of matrices that read a model's channels
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:

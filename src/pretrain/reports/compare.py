@@ -168,10 +168,10 @@ def _metric(groups: Sequence[Group], asked: str) -> tuple[str, list[str]]:
             f"THE OBJECTIVES DIFFER ({', '.join(sorted(objectives))}): a causal loss, a masked one and the bound of a "
             "diffusion are of different tasks."
         )
-    elif tasks := _validation_tasks(groups, metric):
+    elif tasks := _differing_tasks(groups, metric):
         warnings.append(
-            f"THE VALIDATIONS DIFFER ({'; '.join(tasks)}): a model that sees more of a text has the lower loss there. "
-            "Train with one objective.validation_mask_probability, and compare rows of one length."
+            f"THE TASKS DIFFER ({'; '.join(tasks)}): what is predicted, or from how much text, is not the same in each "
+            "run. Compare rows of one length, and masks of one objective.validation_mask_probability."
         )
     lacking = [str(member.run.folder) for member in members if not _has(member, metric)]
     if lacking:
@@ -227,25 +227,27 @@ def _objective(member: Member) -> str:
     return member.settings.get("objective.kind", "-")
 
 
-def _validation_tasks(groups: Sequence[Group], metric: str) -> list[str]:
-    """Return the settings of what a validation predicts from what, with their values, where the groups differ."""
-    found = [_validation_task(group.members[0].settings, metric) for group in groups]
+def _differing_tasks(groups: Sequence[Group], metric: str) -> list[str]:
+    """Return the settings that say what a loss is of, with their values, where the groups differ."""
+    if not metric.startswith(("val/", "train/", "ema/")):  # a speed, or the score of a task with its own text
+        return []
+    found = [_task(group.settings, metric) for group in groups]
     values = {name: list(dict.fromkeys(task.get(name, "-") for task in found)) for task in found for name in task}
     return [f"{name}={' and '.join(each)}" for name, each in values.items() if len(each) > 1]
 
 
-def _validation_task(settings: Mapping[str, str], metric: str) -> dict[str, str]:
-    names = ["model.context_length"]
-    masks = settings.get("objective.kind") == "masked" or (
-        settings.get("objective.kind") == "hybrid" and metric not in _PER_BYTE  # those are of its causal rows
-    )
-    if masks:
-        own = settings.get("objective.validation_mask_probability", "null") == "null"
-        names.append(f"objective.{'' if own else 'validation_'}mask_probability")
-        names += ["objective.mask_token_prob", "objective.random_token_prob", "objective.unit"]
+def _task(settings: Mapping[str, str], metric: str) -> dict[str, str]:
+    """Return the settings of row length and masks that a loss of this name depends on."""
+    kind, names = settings.get("objective.kind"), ["model.context_length"]
+    if kind == "masked" or (kind == "hybrid" and metric not in _PER_BYTE):  # those are of its causal rows
+        names += [f"objective.{name}" for name in ("mask_token_prob", "random_token_prob", "unit", "masked_rows",
+                                                   "bidirectional", "mask_probability")]  # fmt: skip
         names += ["objective.mean_span"] * (settings.get("objective.unit") == "span")
-        names += ["objective.masked_rows", "objective.bidirectional"]
-    return {name.replace("validation_", ""): settings[name] for name in names if name in settings}
+    task = {name: settings[name] for name in names if name in settings}
+    in_validation = settings.get("objective.validation_mask_probability", "null")
+    if "objective.mask_probability" in task and in_validation != "null" and not metric.startswith("train/"):
+        task["objective.mask_probability"] = in_validation
+    return task
 
 
 def _final(member: Member, metric: str) -> float:

@@ -100,15 +100,15 @@ def _with_text(run_plan: RunPlan, overrides: list[str]) -> RunPlan:
     check_importable(run_plan.config.callbacks, run_plan.config.loggers, run_plan.classes)
     from pretrain.parallel.device import choose_device  # here: it loads torch
     from pretrain.training.memory import check_memory
+    from pretrain.training.model_support import check_parameter_groups
 
-    device = choose_device(run_plan.config.trainer)  # a missing one is an error before the text is prepared
-    if run_plan.config.size is None and run_plan.config.micro_batch_size != AUTO:
-        check_memory(run_plan.config, device)
-    if run_plan.config.size is None and getattr(run_plan.config.optimizer, "groups", None):
-        from pretrain.training.model_support import check_parameter_groups
-
-        check_parameter_groups(run_plan.config)
-    return replace(run_plan, config=_fit_to_text(run_plan.config, overrides, device))
+    config = run_plan.config
+    device = choose_device(config.trainer)  # a missing one is an error before the text is prepared
+    if config.size is None:  # else the text decides the shape
+        if config.micro_batch_size != AUTO:
+            check_memory(config, device)
+        check_parameter_groups(config)
+    return replace(run_plan, config=_fit_to_text(config, overrides, device))
 
 
 def _fit_to_text(config: RunConfig, overrides: list[str], device: "torch.device") -> RunConfig:

@@ -49,6 +49,8 @@ def check_supported(config: RunConfig, model: nn.Module) -> None:
 def check_parameter_groups(config: RunConfig) -> None:
     """Raise ConfigError for a group of parameters that has none, from the model without weights and without a text."""
     objective = config.objective
+    if not getattr(config.optimizer, "groups", None):
+        return
     with torch.device("meta"):
         model = build_model(config.model, 2, objective.causal, objective.n_labels)  # two tokens: names have no sizes
         add_adapters(model, config.lora, trained_head(config))
