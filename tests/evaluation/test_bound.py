@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -161,19 +162,46 @@ def test_tasks_are_scored_by_the_bound(model: Any) -> None:
     assert alone.tokens == 6
 
 
+def test_tasks_share_the_masks_of_what_they_compare(model: Any) -> None:
+    """With two draws chance decides much: only masks that a pair or a question share give these answers."""
+    scorer = Scorer(model, BYTES, bound=BoundEstimate(2))
+    texts = [(f"{start}he quick fox runs", f"{start}he quick cow runs") for start in string.ascii_letters]
+
+    def shares(group_size: int) -> tuple[float, float]:
+        flat = [text for pair in texts for text in pair]
+        scores = [score.log_likelihood for score in scorer.texts(flat, group_size)]
+        first = [one > other for one, other in zip(scores[::2], scores[1::2], strict=True)]
+        asked = [(start, end) for start, _ in texts for end in (" as fox", " as cow")]
+        sizes = [group_size] * (len(asked) // group_size)
+        answers = [score.log_likelihood for score in scorer.continuations(asked, sizes)]
+        chosen = [one > other for one, other in zip(answers[::2], answers[1::2], strict=True)]
+        return float(np.mean(first)), float(np.mean(chosen))
+
+    pairs = [MinimalPair(good, bad, "p") for good, bad in texts]
+    questions = [MultipleChoice(start, (" as fox", " as cow"), (7, 7), 0) for start, _ in texts]
+    found = (
+        score_examples(scorer, ExampleSet("x", Task.minimal_pairs, pairs))["accuracy"],
+        score_examples(scorer, ExampleSet("x", Task.multiple_choice, questions))["accuracy"],
+    )
+    assert found == shares(2)
+    assert all(one != other for one, other in zip(found, shares(1), strict=True))
+
+
 @torch.no_grad()
-def test_greedy_filling_is_that_of_the_model(model: Any) -> None:
+@pytest.mark.parametrize("shift", [0, 1])
+def test_greedy_filling_is_that_of_the_model(model: Any, shift: int) -> None:
     """A continuation that the model itself fills from left to right is greedy, and no other is."""
     tokens = [BYTES.bos_id, *b"ab", *[MASK] * 4, BYTES.eos_id]
+    estimate = BoundEstimate(shift_targets=bool(shift))
     for place in range(3, 7):
-        scores = model.head(model(torch.tensor([tokens])))[0, place]
+        scores = model.head(model(torch.tensor([tokens])))[0, place - shift]
         tokens[place] = int(scores.argmax())
     other = [*tokens]
     other[5] = tokens[5] ^ 1
     passages = [Passage(np.array(row), 3) for row in (tokens, other)]
     assert max(tokens[3:7]) < 256
-    assert filled_greedily(model, passages, BYTES, BoundEstimate()) == [True, False]
-    (score,) = Scorer(model, BYTES, bound=BoundEstimate()).continuations([("ab", "cd")], needs_greedy=True)
+    assert filled_greedily(model, passages, BYTES, estimate) == [True, False]
+    (score,) = Scorer(model, BYTES, bound=estimate).continuations([("ab", "cd")], needs_greedy=True)
     assert score.greedy is False
     cloze = ExampleSet("x", Task.cloze, [Cloze("ab", " cd")])
     found = score_examples(Scorer(model, BYTES, bound=BoundEstimate()), cloze)
@@ -202,7 +230,7 @@ def test_figures_of_which_a_part_is_a_bound_are_named_one(causal_first: bool) ->
 
 
 def test_which_objectives_have_a_bound() -> None:
-    assert estimate_of(DiffusionConfig(), 8) == BoundEstimate(8)
+    assert estimate_of(DiffusionConfig(), 8) == BoundEstimate(8) == BoundEstimate(np.int64(8))
     assert estimate_of(DiffusionConfig(shift=True)) == BoundEstimate(32, shift_targets=True)
     others: Sequence[Any] = (CausalConfig(), MaskedConfig(), HybridConfig())
     assert [estimate_of(each) for each in others] == [None] * 3

@@ -15,7 +15,7 @@ from pretrain.errors import ConfigError
 from pretrain.inference import canvas as canvas_module
 from pretrain.inference.canvas import Canvas, Reveal, counts_per_step
 from pretrain.inference.config import DecodingOrder
-from pretrain.inference.diffusion import Denoising, denoise, generate_by_denoising
+from pretrain.inference.diffusion import Denoising, _scores, denoise, generate_by_denoising
 from pretrain.inference.sampling import Sampling, draw_tokens
 from pretrain.models.config import TransformerConfig
 
@@ -253,6 +253,43 @@ def test_rare_tokens_are_drawn_as_often_as_they_should() -> None:
     assert draw_tokens(never.repeat(2, 1), edges, HOT).tolist() == [1, 2]
     limited = replace(HOT, top_k=1)
     assert draw_tokens(rare, uniforms[1:], limited).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "weights"),
+    [
+        ({"temperature": 0.5}, [16, 9, 4, 1]),
+        ({"temperature": 2.0}, [2, 3**0.5, 2**0.5, 1]),
+        ({"top_k": 2}, [4, 3, 0, 0]),
+        ({"top_p": 0.75}, [4, 3, 2, 0]),  # the two most likely have 0.7 together
+        ({"min_p": 0.6}, [4, 3, 0, 0]),
+        ({"temperature": 0.5, "top_p": 0.8}, [16, 9, 0, 0]),  # the limit is one of the sharper distribution
+    ],
+)
+def test_temperature_and_limits_shape_what_is_drawn(limits: dict[str, Any], weights: list[float]) -> None:
+    """Of tokens with 0.4, 0.3, 0.2 and 0.1; evenly spaced numbers stand for chance, so shares are exact to 1 / 2000."""
+    uniforms = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    log_p = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log().repeat(2000, 1)
+    drawn = draw_tokens(log_p, uniforms, replace(HOT, **limits))
+    shares = torch.bincount(drawn, minlength=4) / 2000
+    assert shares.tolist() == pytest.approx([weight / sum(weights) for weight in weights], abs=1e-3)
+
+
+def test_each_order_has_a_favorite_of_its_own() -> None:
+    """Three places: with the likeliest token, with the largest lead over the second, with the fewest surprises."""
+    sure, lead, calm = [0.52, 0.3, *[0.018] * 10], [0.44, *[0.056] * 10, 0.0], [0.5, 0.5, *[0.0] * 10]
+    log_p = torch.tensor([sure, lead, calm], dtype=torch.float64).log()
+    orders = [DecodingOrder.confidence, DecodingOrder.margin, DecodingOrder.entropy]
+    assert [int(_scores(order, log_p, log_p[:, 0]).argmax()) for order in orders] == [0, 1, 2]
+
+
+def test_a_row_has_random_numbers_of_its_own_in_double_precision() -> None:
+    """Rows of one batch with equal numbers would be alike; numbers of 32 bits never draw a rare token."""
+    rows = [[1, 10, MASK], [1, 11, MASK]]
+    one, other = (Canvas(row, MASK, 0, None, None).uniforms(1000) for row in rows)
+    assert (one != other).all()
+    assert torch.equal(one, Canvas(rows[0], MASK, 0, None, None).uniforms(1000))
+    assert (one != one.float().double()).sum() > 900
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ draw of the bound (Ou et al. 2024, https://arxiv.org/abs/2406.03736; Nie et al. 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +41,9 @@ class BoundEstimate:
     shift_targets: bool = False  # the position before a masked token predicts it
 
     def __post_init__(self) -> None:
-        if not isinstance(self.draws, int) or self.draws < 2 or self.draws % 2:
-            raise ConfigError(f"draws={self.draws} is not an even number from 2 up. Try draws=32.")
+        draws: Any = self.draws  # from Python also a number of NumPy's
+        if not isinstance(draws, Integral) or int(draws) < 2 or int(draws) % 2:
+            raise ConfigError(f"draws={draws} is not an even number from 2 up. Try draws=32.")
 
 
 @dataclass(frozen=True)
