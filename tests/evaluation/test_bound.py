@@ -4,6 +4,7 @@ import itertools
 import math
 import string
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,22 @@ import torch
 from families import random_model, shape
 from torch import Tensor, nn
 
+from pretrain.data.collate import IGNORE, Rows
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import ConfigError
 from pretrain.evaluation.bound import Bound, BoundEstimate, _draw, bounds, estimate_of, filled_greedily
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
 from pretrain.evaluation.likelihood import Passage
+from pretrain.evaluation.run import score_rows
 from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_examples
 from pretrain.evaluation.totals import Totals, validation_metrics
 from pretrain.language_model import LanguageModel
 from pretrain.models.config import TransformerConfig
 from pretrain.objectives.config import CausalConfig, DiffusionConfig, HybridConfig, MaskedConfig
+from pretrain.objectives.diffusion import Diffusion
+from pretrain.objectives.objective import ModelWithLoss
 
 BYTES = byte_tokenizer()
 MASK = BYTES.mask_id or 0
@@ -68,6 +73,40 @@ def test_the_estimate_is_unbiased_and_its_standard_error_holds(model: Any, first
     assert abs(values.mean() - expected) < 4 * values.std() / math.sqrt(len(values))
     assert np.sqrt((errors**2).mean()) == pytest.approx(values.std(), rel=0.25)
     assert values.std() > 0.01
+
+
+class Surer(nn.Module):
+    """A model that is surer the fewer tokens of a row are hidden: chance in how many there are changes its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.causal, self.vocab_size = False, 12
+        self.head = nn.Linear(12, 12, bias=False)
+        nn.init.eye_(self.head.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = (tokens == 1).float().mean(1)
+        return torch.eye(12)[3] * 4 * (1 - hidden[:, None, None]) ** 2 + torch.zeros(*tokens.shape, 12)
+
+
+@pytest.mark.parametrize("n_rows", [4, 49])
+def test_the_standard_error_over_documents_is_not_too_small(n_rows: int) -> None:
+    """Against the spread over 150 seeds. If the n-th sample after a row's gave its next mask, all masks of these
+    numbers of rows would hide nearly equal shares of a row, and the error would be 0.8 of the spread.
+    """
+    tokens = np.random.default_rng(0).integers(3, 12, (n_rows, 17))
+    tokens[:, 0] = 0
+    following = np.concatenate([tokens[:, 1:], np.full((n_rows, 1), IGNORE)], 1)
+    positions = np.tile(np.arange(17), (n_rows, 1))
+    rows = Rows(tokens, following, positions, np.zeros((n_rows, 17), np.int32))
+    stream: Any = SimpleNamespace(rows=lambda chosen: rows[chosen])
+    model: Any = Surer()
+    found = []
+    for seed in range(150):
+        diffusion = Diffusion(DiffusionConfig(), mask_id=1, bos_id=0, seed=seed)
+        found.append(score_rows(ModelWithLoss(model, diffusion), stream, n_rows, 32, None, draws=4))
+    spread = np.std([totals.loss_sum for totals in found], ddof=1)
+    assert 0.95 * spread < np.sqrt(np.mean([totals.variance for totals in found])) < 1.7 * spread
 
 
 def test_more_draws_agree_within_the_errors(model: Any) -> None:

@@ -150,8 +150,9 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(ConfigError, match="reads at least 55 tokens, and the model's context is 32"):
         scored(random_model(shape("llama"), BYTES.vocab_size, True), lengths=[])
     masked = random_model(shape("bert"), BYTES.vocab_size, causal=False)
-    for scorer in (Scorer(masked, BYTES), Scorer(masked, BYTES, bound=BoundEstimate(2))):
-        with pytest.raises(ConfigError, match="task=needle needs a causal model"):
+    for bound, task in ((None, "pseudo_perplexity"), (BoundEstimate(2, shift_targets=True), "documents")):
+        scorer = Scorer(masked, BYTES, bound=bound)
+        with pytest.raises(ConfigError, match=rf"task=needle needs a causal model, .* task={task}\."):
             score_needles(scorer, HAYSTACK, NeedleConfig())
     words = tokenizer_of("word level")  # which knows no number, so that all are <unk>
     haystack = np.array(words.encode("the quick fox jumps over the lazy dog. " * 60), np.int64)

@@ -15,6 +15,7 @@ from folders import BYTES, quiet_transformers
 from pretrain.config.compose import compose, register_schemas
 from pretrain.config.renamed import with_current_name
 from pretrain.errors import ConfigError
+from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.config import EvalConfig, Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice, read_examples
 from pretrain.evaluation.likelihood import Score
@@ -104,8 +105,10 @@ def test_what_a_masked_model_cannot_do_is_refused() -> None:
     scorer = Scorer(random_model(shape("bert"), BYTES.vocab_size, causal=False), BYTES)
     with pytest.raises(ConfigError, match=r"task=cloze needs a causal model, and this one was trained to fill masks"):
         score_examples(scorer, ExampleSet("x", Task.cloze, [Cloze("a", "b")]))
-    with pytest.raises(ConfigError, match=r"task=memorization needs a causal model, .* task=pseudo_perplexity"):
-        verbatim_metrics(scorer, [np.arange(4)], 2)
+    for bound, task in ((None, "pseudo_perplexity"), (BoundEstimate(shift_targets=True), "documents")):
+        scorer = Scorer(scorer.model, BYTES, bound=bound)
+        with pytest.raises(ConfigError, match=rf"task=memorization needs a causal model, .* task={task}\."):
+            verbatim_metrics(scorer, [np.arange(4)], 2)
 
 
 @pytest.mark.parametrize("family", ["gpt", "llama"])

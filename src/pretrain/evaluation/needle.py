@@ -40,7 +40,7 @@ def score_needles(scorer: Scorer, haystack: Ints, config: NeedleConfig) -> dict[
     if not scorer.causal or scorer.bound is not None:
         raise ConfigError(
             "task=needle needs a causal model, which is asked for the number after the text, and this one fills "
-            "masks. Take task=pseudo_perplexity, or task=documents for a diffusion model."
+            f"masks. Take task={'pseudo_perplexity' if scorer.bound is None else 'documents'}."
         )
     needles = Needles(scorer.tokenizer, scorer.starts_with_bos, haystack, config)
     lengths = _lengths(scorer, needles, config.lengths)

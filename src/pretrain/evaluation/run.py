@@ -212,7 +212,9 @@ def score_rows(
 ) -> Totals:
     """Return the totals over the first `n_rows` rows of a stream; the factor is None for a masked model.
 
-    A bound is the mean over `draws` masks of each row, and its variance, with two or more, that within rows.
+    A bound is the mean over `draws` masks of each row, and its variance, with two or more, that within rows. Shares
+    of hidden tokens are of low discrepancy within a row and over rows, so the variance is rather too large than too
+    small.
     """
     losses = np.zeros((draws, n_rows))
     correct, counts = np.zeros((draws, n_rows)), np.zeros(n_rows)
@@ -220,7 +222,7 @@ def score_rows(
     for draw in range(draws):
         for start in range(0, n_rows, batch_size):
             rows = np.arange(start, min(start + batch_size, n_rows))
-            samples = torch.from_numpy(rows + draw * n_rows)  # masks are a function of the sample
+            samples = torch.from_numpy(rows * draws + draw)  # masks are a function of it, and neighbors' shares differ
             batch = model_with_loss.objective.collate(stream.rows(rows), samples)
             of_targets, predictions = model_with_loss.evaluate(batch.to(device))
             losses[draw, rows] = batch.weighted(of_targets.cpu().double()).sum(1)
@@ -336,7 +338,7 @@ def verbatim_metrics(scorer: Scorer, documents: Sequence[Ints], new_tokens: int)
     if not scorer.causal:
         raise ConfigError(
             "task=memorization needs a causal model, and this one was trained to fill masks. "
-            "Score it with task=pseudo_perplexity."
+            f"Score it with task={'pseudo_perplexity' if scorer.bound is None else 'documents'}."
         )
     predicted = scorer.predictions([Passage(tokens, len(tokens) - new_tokens) for tokens in documents])
     repeated = np.array([int(passage.correct.long().cumprod(0).sum()) for passage in predicted])
