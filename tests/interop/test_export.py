@@ -193,6 +193,18 @@ def test_a_diffusion_is_exported_as_a_masked_model(
     page = (tmp_path / "out" / "README.md").read_text()
     assert "A masked diffusion model: it fills any share of masks in a text" in page
     assert "completes text like its training data" not in page
+    before, after = LanguageModel.load(run), LanguageModel.load(tmp_path / "out")  # it writes, from either folder
+    assert after.denoises
+    options = {"max_new_tokens": 8, "steps": 4, "seed": 0}
+    assert after.generate("The ", **options) == before.generate("The ", **options)
+    assert after.fill("The [MASK][MASK] fox", seed=0) == before.fill("The [MASK][MASK] fox", seed=0)
+    score = after.score("The quick fox")
+    assert score.is_bound
+    assert score.log_likelihood == pytest.approx(before.score("The quick fox").log_likelihood, rel=1e-5)
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(record | {"pretrain_objective": "hybrid"}))
+    with pytest.raises(CheckpointError, match=r'pretrain_objective="hybrid" is not supported, only "diffusion" of a'):
+        open_model(tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from pretrain.interop.comparison import (
     without_padding,
 )
 from pretrain.interop.families import FAMILIES
-from pretrain.interop.family import Family, choose_family
+from pretrain.interop.family import OBJECTIVE, Family, choose_family
 from pretrain.interop.load import ModelFolder, open_model
 from pretrain.interop.model_card import CuratedText, ModelCard, purpose_of
 from pretrain.interop.peft_folder import write_adapters
@@ -37,6 +37,7 @@ from pretrain.interop.write import AddedIds, write_settings, write_tokenizer, wr
 from pretrain.models.choices import Parametrization
 from pretrain.models.config import transformer_of
 from pretrain.models.transformer import Transformer
+from pretrain.objectives.config import DiffusionConfig
 from pretrain.program import command
 
 _DATA_LICENSES = {"python_docs": "Python Software Foundation License 2.0, https://docs.python.org/3/license.html"}
@@ -152,6 +153,8 @@ def _family_of(source: ModelFolder, path: str | Path, name: str) -> Family:
             "model of transformers the mask's own does. Train with objective.shift=false to export."
         )
     family = choose_family(shape, source.objective.causal, FAMILIES, name)
+    if isinstance(source.objective, DiffusionConfig) and source.has_head and family.class_of(shape) != family.bare:
+        family = replace(family, further={OBJECTIVE: source.objective.kind})
     classifier = source.objective.classifier
     return family if classifier is None else classifier_family(family, shape, classifier, source.tokenizer)
 

@@ -49,7 +49,8 @@ _MODERN_BERT = """
     sparse_prediction sparse_pred_ignore_index
 """
 
-EVERYWHERE = frozenset(_ALL_FAMILIES.split())
+OBJECTIVE = "pretrain_objective"  # our own key: "diffusion" of a masked model that was trained to write
+EVERYWHERE = frozenset(_ALL_FAMILIES.split()) | {OBJECTIVE}
 OF_DECODERS = frozenset({"is_decoder"})  # without effect: their attention is always causal
 OF_GPT2 = frozenset(_GPT2.split())
 OF_BERT = frozenset(_BERT.split())

@@ -16,9 +16,10 @@ from pretrain.errors import CheckpointError, DataError, printable
 from pretrain.files.untrusted_files import open_regular, read_json
 from pretrain.interop.config_json import ConfigJson, read_config_json
 from pretrain.interop.families import FAMILIES
-from pretrain.interop.family import Family, open_family
+from pretrain.interop.family import OBJECTIVE, Family, open_family
 from pretrain.interop.names import Stored
 from pretrain.models.config import TransformerConfig
+from pretrain.objectives.config import CausalConfig, DiffusionConfig, MaskedConfig, ObjectiveConfig
 from pretrain.objectives.fine_tuning_config import Pooling
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -42,6 +43,7 @@ class HuggingFaceFolder:
     shape: TransformerConfig
     tokenizer: Tokenizer
     files: TensorFiles
+    objective: ObjectiveConfig  # the default of its family, or that of our own key in config.json
 
     def values(self, model: nn.Module) -> Callable[[str, torch.Size], Tensor]:
         """Return a function that reads the value of a parameter of `model` by its name.
@@ -131,7 +133,16 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
     except DataError as error:
         raise CheckpointError(f"{folder} has no usable tokenizer: {error}") from error
     shape.vocab_multiple = _vocab_multiple(record, tokenizer)
-    return HuggingFaceFolder(folder, family, shape, tokenizer, files)
+    return HuggingFaceFolder(folder, family, shape, tokenizer, files, _objective(record, family))
+
+
+def _objective(record: ConfigJson, family: Family) -> ObjectiveConfig:
+    """Return what a model was trained for; transformers has one class for masked models and masked diffusion."""
+    if not record.text(OBJECTIVE, ""):
+        return CausalConfig() if family.causal else MaskedConfig()
+    if family.causal or record.values[OBJECTIVE] != DiffusionConfig.kind:
+        raise record.error(OBJECTIVE, 'is not supported, only "diffusion" of a masked model')
+    return DiffusionConfig()
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.interface import LanguageModule, allocate, build_model
 from pretrain.models.lora import A, B, adapted, merged
 from pretrain.models.lora_config import LoraConfig
-from pretrain.objectives.config import CausalConfig, MaskedConfig, ObjectiveConfig
+from pretrain.objectives.config import ObjectiveConfig
 from pretrain.objectives.fine_tuning_config import Pooling
 from pretrain.parallel.mesh import load_parameters
 from pretrain.program import command
@@ -53,7 +53,7 @@ class ModelFolder:
     tokenizer_folder: Path
     tokenizer: Tokenizer
     shape: ModelConfig
-    objective: ObjectiveConfig  # of its training; for a Hugging Face folder the default of its family
+    objective: ObjectiveConfig  # of its training; for a Hugging Face folder as far as its config.json tells
     starts_with_bos: bool  # whether prompts begin with BOS
     metadata: dict[str, Any]  # step, tokens seen and so on
     values: Callable[[LanguageModule], LoadParameter]  # checks all names and shapes, then reads parameters by name
@@ -229,7 +229,7 @@ def _of_hugging_face(folder: Path) -> ModelFolder:
         tokenizer_folder=folder,
         tokenizer=model.tokenizer,
         shape=model.shape,
-        objective=CausalConfig() if model.family.causal else MaskedConfig(),
+        objective=model.objective,
         starts_with_bos=model.tokenizer.added_ids[0] == [model.tokenizer.bos_id],
         metadata={"architecture": model.family.class_of(model.shape)},
         values=model.values,
