@@ -61,6 +61,17 @@ def test_losses_of_other_validation_tasks_are_said_loudly(tmp_path: Path) -> Non
     assert not warnings(hybrid, hybrid | {"mask_probability": 0.3}, metric="val/bits_per_byte")
 
 
+def test_losses_that_are_bounds_are_said_to_be(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, [3.0], objective="diffusion") for name in ("a", "b")]
+    folders += [write_run(tmp_path / "causal", [3.0])]
+    for folder in folders[:2]:
+        with (folder / "metrics.csv").open("a") as table:
+            table.write("10,val/loss_bound,3.0\n")
+    said = "val/loss is an upper bound of -log p of the text in each run"
+    assert said in compared([str(folder) for folder in folders[:2]]).notes
+    assert said not in compared([str(folder) for folder in folders[1:]]).notes
+
+
 def test_branches_of_runs_that_differ_in_their_seed_are_a_group(tmp_path: Path) -> None:
     for seed, rate in ((0, 0.1), (1, 0.1), (0, 0.2)):
         base = tmp_path / f"base_{seed}_{rate}"

@@ -108,7 +108,7 @@ def compare(groups: Sequence[Group], options: CompareOptions, left_out: Sequence
             GroupOutcome(group.name, outcomes[position], fmean(values), deviation, interval, difference, p_holm)
         )
     settings, environment = differing(groups), differing_environments(groups)
-    warnings, notes = [*unfair, *failed], [*_unequal(found), *left_out]
+    warnings, notes = [*unfair, *failed], [*_bounds(groups, metric), *_unequal(found), *left_out]
     return Comparison(metric, falls, options.confidence, target, found, settings, environment, warnings, notes)
 
 
@@ -266,6 +266,14 @@ def _outcome(member: Member, metric: str, target: float, *, falls: bool) -> Outc
         str(run.folder), member.seed, _final(member, metric), steps, curves.tokens_at(steps), curves.seconds_at(steps),
         curves.first(metric, target, falls=falls), newest <= reported,
     )  # fmt: skip
+
+
+def _bounds(groups: Sequence[Group], metric: str) -> list[str]:
+    """Return a line that says of a loss of diffusion models what it is; its own name says so only with _bound."""
+    runs = [member.run for group in groups for member in group.members]
+    if not all(f"{metric}_bound" in run.curves for run in runs):
+        return []
+    return [f"{metric} is an upper bound of -log p of the text in each run"]
 
 
 def _unequal(groups: Sequence[GroupOutcome]) -> list[str]:

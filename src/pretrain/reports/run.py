@@ -184,7 +184,7 @@ def _tiles(run: RunFiles) -> list[tuple[str, str]]:
     tiles = []
     is_bound = " (bound)" if "val/loss_bound" in run.curves else ""
     for metric, name in (
-        ("val/loss", f"validation loss{is_bound}"), ("val/loss_ema", "loss of the average"),
+        ("val/loss", f"validation loss{is_bound}"), ("val/loss_ema", f"loss of the average{is_bound}"),
         ("val/bits_per_byte", "bits per byte"),
         ("val/bits_per_byte_bound", "bits per byte (bound)"), ("val/accuracy", "accuracy"),
         ("val/spearman", "Spearman correlation"),
