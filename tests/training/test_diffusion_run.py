@@ -27,7 +27,8 @@ def test_a_diffusion_run_is_scored_by_its_bound(tiny, capsys):
     assert figures["val/loss"] == figures["val/loss_bound"] < 5.4  # log 259 = 5.56 nats is chance
     assert set(losses(Path(report.folder), "val/loss_bound")) == {40}
     printed = capsys.readouterr()
-    assert f"validation loss {figures['val/loss']:.4f} (bound)  bits per byte at most" in printed.out + printed.err
+    of_average = f"of the average of the weights {figures['val/loss_ema']:.4f}  bits per byte at most"
+    assert f"validation loss {figures['val/loss']:.4f} (bound), {of_average}" in printed.out + printed.err
     assert f"{figures['val/loss']:.4f} (an upper bound" in str(report)
     assert "bits/byte (bound)" in str(report)
     page = write_report(Path(report.folder)).read_text(encoding="utf8")
