@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 BENCH := $(VENV)/.bench
 DOCS := $(VENV)/.docs
 BENCHMARKS := start_up framework_tax plain_step training_step memory matmul masked_head generation checkpointing matrix_owners
-EXTRAS := wandb,comet,progress,peft:constraints.txt embed:constraints.txt curate:constraints.txt mlflow:constraints-mlflow.txt sweep:constraints-sweep.txt storage,storage-server:constraints-storage.txt
+EXTRAS := wandb,comet,progress,peft:constraints.txt embed:constraints.txt lm-eval:constraints.txt curate:constraints.txt mlflow:constraints-mlflow.txt sweep:constraints-sweep.txt storage,storage-server:constraints-storage.txt
 OF_CORPORA := data_loading masked_loading tokenizing near_duplicates# read corpora of the folder that PRETRAIN_ASSETS names
 
 .PHONY: train install test test-fast test-long test-extras coverage wheel faults bench bench-full gpu settings docs check format clean

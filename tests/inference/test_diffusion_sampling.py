@@ -243,6 +243,17 @@ def test_each_step_reveals_as_many_as_planned() -> None:
     assert seen == [6, 4, 2, 0]
 
 
+def test_a_row_with_fewer_masks_than_steps_takes_one_for_each() -> None:
+    """A prompt that nearly fills the context does not refuse the batch, nor change its neighbors."""
+    model = random_model(shape("bert"), VOCAB, causal=False)
+    rows, denoising = [ROWS[1], ROWS[2]], replace(PLAIN, steps=3)
+    alone = filled(model, [ROWS[1]]) + filled(model, [ROWS[2]], denoising)
+    assert filled(model, rows, denoising) == alone
+    assert filled(model, rows, replace(denoising, block_length=3)) == (
+        filled(model, [ROWS[1]]) + filled(model, [ROWS[2]], replace(denoising, block_length=3))
+    )
+
+
 def test_rare_tokens_are_drawn_as_often_as_they_should() -> None:
     """2e-9 apart from 1: in 32 bits such a token is never drawn, or far too often."""
     rare = torch.tensor([[1 - 2e-9, 2e-9]], dtype=torch.float64).log()
@@ -295,7 +306,7 @@ def test_a_row_has_random_numbers_of_its_own_in_double_precision() -> None:
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        ([1, MASK, MASK, 2], {"steps": 3}, r"steps=3 is more than the 2 masks to fill.* Try steps=2"),
+        ([1, MASK, MASK, 2], {"steps": 4}, r"steps=4 is more than the 3 masks to fill.* Try steps=3"),
         ([1, *[MASK] * 9], {"steps": 2, "block_length": 3},
          r"steps=2 is fewer than the 3 blocks of block_length=3.* Try steps=3, or block_length=5"),
         ([1, 9, 2], {}, r"the text has no \[MASK\] to fill"),

@@ -57,8 +57,9 @@ def denoise(model: LanguageModule, rows: Sequence[Sequence[int]], denoising: Den
     """Return an iterator over the canvases of all rows: before the first step and after each, until no mask is left.
 
     A row is a text with any number of `mask_id`. The canvases are the same objects each time, changed in place. A
-    row's draws depend on the seed and on this row alone. Raises ConfigError for a row that exceeds the context, and
-    for more steps than a row has masks or fewer than it has blocks, and for a row without masks.
+    row's draws depend on the seed and on this row alone. A row with fewer masks than steps takes one step for each.
+    Raises ConfigError for a row that exceeds the context or has no mask, for more steps than any row has masks, and
+    for fewer than a row has blocks.
     """
     context_length = context_length_of(model)
     for row in rows:
@@ -73,7 +74,14 @@ def denoise(model: LanguageModule, rows: Sequence[Sequence[int]], denoising: Den
                 "Begin the text with a token that is known."
             )
     seed, steps, block_length = denoising.sampling.seed, denoising.steps, denoising.block_length
-    canvases = [Canvas(row, denoising.mask_id, seed, steps, block_length) for row in rows]
+    masks = [list(row).count(denoising.mask_id) for row in rows]
+    if steps is not None and steps <= max(masks, default=0):
+        own = [min(steps, count) for count in masks]
+    else:
+        own = [steps] * len(rows)
+    canvases = [
+        Canvas(row, denoising.mask_id, seed, of_row, block_length) for row, of_row in zip(rows, own, strict=True)
+    ]
     return _observed(_steps(_Network(model, denoising), canvases), denoising.on_step)
 
 
