@@ -33,6 +33,21 @@ def test_a_run_that_ended_in_an_error_is_left_out_of_the_verdict(tmp_path: Path)
         compared([sides[0], str(bad)])
 
 
+def test_a_group_of_failed_runs_does_not_refuse_the_comparison_of_the_others(tmp_path: Path) -> None:
+    rates = {"a": 0.1, "b": 0.2, "bad": 9.0}
+    folders = {name: write_run(tmp_path / name, [3.0], optimizer={"learning_rate": rates[name]}) for name in rates}
+    (folders["bad"] / "report.json").unlink()
+    write_history(folders["bad"], "failed")
+    found = compared([str(folder) for folder in folders.values()])
+    assert [group.name for group in found.groups] == ["learning_rate=0.1", "learning_rate=0.2"]
+    assert found.warnings == [
+        f"EVERY RUN OF learning_rate=9.0 DIVERGED OR FAILED ({folders['bad']}): the group is left out."
+    ]
+    assert list(found.settings) == ["optimizer.learning_rate"]
+    with pytest.raises(ConfigError, match=r"runs: .*bad has failed, and learning_rate=9\.0 has no other run"):
+        compared([str(folders[name]) for name in ("bad", "a", "b")])  # the baseline
+
+
 def test_losses_of_other_validation_tasks_are_said_loudly(tmp_path: Path) -> None:
     def warnings(*tasks: dict[str, Any], length: int = 32, **options: Any) -> list[str]:
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)

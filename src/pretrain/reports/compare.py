@@ -121,16 +121,21 @@ def rises(metric: str) -> bool:
 def _without_failed(groups: Sequence[Group], metric: str) -> tuple[list[Group], list[str]]:
     """Return the groups without runs that diverged or ended in an error, and warnings that name them.
 
-    Raises ConfigError for a group of which none is left.
+    Groups of which no run is left are left out too. Raises ConfigError if that is the first one, or leaves one alone.
     """
     kept, warnings = [], []
+    alone = sum(any(not _has_no_outcome(member, metric) for member in group.members) for group in groups) < 2
     for group in groups:
         diverged = [str(member.run.folder) for member in group.members if member.run.has_diverged(metric)]
         failed = [str(member.run.folder) for member in group.members if member.run.has_failed]
         left = [member for member in group.members if not _has_no_outcome(member, metric)]
-        if not left:
+        if not left and (alone or group is groups[0]):
             what = f"{diverged[0]} has diverged, its {metric} is no number" if diverged else f"{failed[0]} has failed"
             raise ConfigError(f"runs: {what}, and {group.name} has no other run. Leave it out of runs.")
+        if not left:
+            folders = ", ".join([*diverged, *failed])
+            warnings.append(f"EVERY RUN OF {group.name} DIVERGED OR FAILED ({folders}): the group is left out.")
+            continue
         for word, folders in (("DIVERGED", diverged), ("FAILED BEFORE THEIR END", failed)):
             if folders:
                 warnings.append(
