@@ -22,7 +22,7 @@ from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, Multipl
 from pretrain.evaluation.likelihood import Passage
 from pretrain.evaluation.run import score_rows
 from pretrain.evaluation.scorer import Scorer
-from pretrain.evaluation.tasks import score_examples
+from pretrain.evaluation.tasks import score_examples, score_tasks
 from pretrain.evaluation.totals import Totals, validation_metrics
 from pretrain.language_model import LanguageModel
 from pretrain.models.config import TransformerConfig
@@ -244,9 +244,26 @@ def test_greedy_filling_is_that_of_the_model(model: Any, shift: int) -> None:
     assert score.greedy is False
     cloze = ExampleSet("x", Task.cloze, [Cloze("ab", " cd")])
     found = score_examples(Scorer(model, BYTES, bound=BoundEstimate()), cloze)
-    assert set(found) == {"accuracy", "loss_bound", "perplexity_bound", "bits_per_byte_bound", "passages"}
+    assert set(found) == {
+        "accuracy", "loss_bound", "loss_standard_error", "perplexity_bound", "bits_per_byte_bound", "passages"
+    }  # fmt: skip
     assert found["accuracy"] == 0.0
     assert found["bits_per_byte_bound"] > 0
+
+
+def test_the_standard_error_of_cloze_passages_holds(model: Any) -> None:
+    """Of their mean: the estimate of few masks is as far from that of many as it says."""
+    passages = [Cloze(f"{letter}b", f" {letter}cd") for letter in "abcdefghijklmnop"]
+    few, many = (
+        score_examples(Scorer(model, BYTES, bound=BoundEstimate(n)), ExampleSet("x", Task.cloze, passages))
+        for n in (4, 512)
+    )
+    away = abs(few["loss_bound"] - many["loss_bound"])
+    assert 0.1 * few["loss_standard_error"] < away < 3 * few["loss_standard_error"]
+    assert many["loss_standard_error"] < few["loss_standard_error"] / 8
+    found = score_tasks(model, BYTES, [ExampleSet("x", Task.cloze, passages)], bound=BoundEstimate(4))
+    assert set(found) == {f"eval/x/{name}" for name in ("accuracy", "loss_bound", "perplexity_bound",
+                                                        "bits_per_byte_bound")}  # fmt: skip
 
 
 @pytest.mark.parametrize("causal_first", [True, False])

@@ -40,6 +40,7 @@ class ContinuationScore:
     tokens: int
     greedy: bool  # whether greedy decoding would generate it, from left to right
     text_bytes: int = 0  # of the text that was scored, in UTF-8: the continuation with the spaces before it
+    variance: float = 0.0  # of a bound's estimate, over draws of masks; 0 for others
 
 
 class Scorer:
@@ -172,7 +173,7 @@ class Scorer:
             if needs_greedy:
                 greedy = filled_greedily(self.model, passages, self.tokenizer, self.bound)
             return [
-                ContinuationScore(each.log_likelihood, each.tokens, is_greedy, size)
+                ContinuationScore(each.log_likelihood, each.tokens, is_greedy, size, each.variance)
                 for each, is_greedy, size in zip(self.bounds_of(groups), greedy, sizes, strict=True)
             ]
         return [

@@ -18,6 +18,7 @@ from pretrain.evaluation.scorer import ContinuationScore, Scorer
 from pretrain.models.interface import LanguageModule
 
 PHENOMENON = "phenomenon/"  # in the names of metrics
+LOSS_ERROR = "loss_standard_error"
 
 
 def score_tasks(
@@ -27,7 +28,7 @@ def score_tasks(
     batch_tokens: int = BATCH_TOKENS,
     bound: BoundEstimate | None = None,
 ) -> dict[str, float]:
-    """Return each task's metrics as `eval/<file name>/<metric>`, without counts, paradigms and kinds of bias.
+    """Return each task's metrics as `eval/<file name>/<metric>`, without counts, errors, paradigms and kinds of bias.
 
     The model is scored in evaluation mode and returned to its mode. Raises ConfigError for a task that it cannot do.
     """
@@ -42,7 +43,7 @@ def score_tasks(
         f"eval/{task}/{name}": value
         for task, values in metrics.items()
         for name, value in values.items()
-        if name.startswith(PHENOMENON) or ("/" not in name and name not in _COUNTS)
+        if name.startswith(PHENOMENON) or ("/" not in name and name not in _NOT_CURVES)
     }
 
 
@@ -103,7 +104,8 @@ def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
     """Return the share of continuations that greedy decoding generates, their mean loss in nats, and perplexity.
 
     Loss and perplexity are means over continuations, each counting once however many tokens it has, as in lm-eval.
-    Those of a diffusion model are bounds, given the length of the continuation, and named so.
+    Those of a diffusion model are bounds, given the length of the continuation, and named so; the standard error of
+    its loss is of the masks that were drawn, not of the examples.
     """
     if not scorer.causal and scorer.bound is None:
         raise ConfigError(
@@ -112,9 +114,11 @@ def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
         )
     scores = scorer.continuations([pair for example in examples for pair in example.pairs()], needs_greedy=True)
     loss, suffix = -float(np.mean([score.log_likelihood for score in scores])), "_bound" * (scorer.bound is not None)
+    error = math.sqrt(sum(score.variance for score in scores)) / len(scores)
     return {
         "accuracy": float(np.mean([score.greedy for score in scores])),
         f"loss{suffix}": loss,
+        **({} if scorer.bound is None else {LOSS_ERROR: error}),
         f"perplexity{suffix}": math.exp(min(loss, 700.0)),
         **_bits_per_byte(scorer, scores),
         "passages": len(examples),
@@ -134,7 +138,7 @@ def _bits_per_byte(scorer: Scorer, answers: Sequence[ContinuationScore]) -> dict
     return {name: nats / (math.log(2) * sum(answer.text_bytes for answer in answers))}
 
 
-_COUNTS = ("pairs", "ties", "questions", "passages")
+_NOT_CURVES = ("pairs", "ties", "questions", "passages", LOSS_ERROR)
 _SCORED: dict[Task, Callable[[Scorer, Any], dict[str, float]]] = {
     Task.minimal_pairs: _minimal_pairs,
     Task.multiple_choice: _multiple_choice,
