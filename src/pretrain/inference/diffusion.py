@@ -76,11 +76,11 @@ def denoise(model: LanguageModule, rows: Sequence[Sequence[int]], denoising: Den
     seed, steps, block_length = denoising.sampling.seed, denoising.steps, denoising.block_length
     masks = [list(row).count(denoising.mask_id) for row in rows]
     if steps is not None and steps <= max(masks, default=0):
-        own = [min(steps, count) for count in masks]
+        plans: list[int | None] = [min(steps, count) for count in masks]
     else:
-        own = [steps] * len(rows)
+        plans = [steps] * len(rows)
     canvases = [
-        Canvas(row, denoising.mask_id, seed, of_row, block_length) for row, of_row in zip(rows, own, strict=True)
+        Canvas(row, denoising.mask_id, seed, planned, block_length) for row, planned in zip(rows, plans, strict=True)
     ]
     return _observed(_steps(_Network(model, denoising), canvases), denoising.on_step)
 

@@ -133,8 +133,8 @@ def _without_failed(groups: Sequence[Group], metric: str) -> tuple[list[Group], 
             what = f"{diverged[0]} has diverged, its {metric} is no number" if diverged else f"{failed[0]} has failed"
             raise ConfigError(f"runs: {what}, and {group.name} has no other run. Leave it out of runs.")
         if not left:
-            folders = ", ".join([*diverged, *failed])
-            warnings.append(f"EVERY RUN OF {group.name} DIVERGED OR FAILED ({folders}): the group is left out.")
+            named = ", ".join([*diverged, *failed])
+            warnings.append(f"EVERY RUN OF {group.name} DIVERGED OR FAILED ({named}): the group is left out.")
             continue
         for word, folders in (("DIVERGED", diverged), ("FAILED BEFORE THEIR END", failed)):
             if folders:
