@@ -47,6 +47,12 @@ def test_a_ladder_is_trained_fitted_and_not_trained_again(tmp_path: Path, corpus
     assert again.stdout.count("finished before") == 4
     assert {path for path, time in reports.items() if path.stat().st_mtime_ns != time} == {removed}
     assert (folder / "prediction.json").read_bytes() == written
+    assert not json.loads((folder / "scale.json").read_text())["held_out"]["is_late"]
+    if model == "gpt_nano":
+        (folder / "prediction.json").unlink()  # as another ladder with the same held-out run would find it
+        assert scaled(tmp_path, corpus, f"model={model}").returncode == 0
+        assert json.loads((folder / "scale.json").read_text())["held_out"]["is_late"]
+        assert "predicted after its start" in (folder / "scale.html").read_text()
 
 
 @pytest.mark.long
