@@ -22,6 +22,7 @@ middle of a run, and the saved result has the cells so far. A cell reads about 5
 import argparse
 import json
 import lzma
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -152,9 +153,9 @@ def likelihood(llm: LanguageModel, passages: list[str]) -> dict[str, float]:
     """Return bits per byte of the passages, exact or a bound with its standard error, and how many tokens they are."""
     bound = None if llm.causal else BoundEstimate(16, llm.shift_targets)
     scores = Scorer(llm.model, llm.tokenizer, llm.starts_with_bos, bound=bound).texts(passages)
-    per_byte = 1 / np.log(2) / sum(score.text_bytes for score in scores)
+    per_byte = 1 / math.log(2) / sum(score.text_bytes for score in scores)
     nats = -sum(score.log_likelihood for score in scores)
-    error = float(np.sqrt(sum(score.standard_error**2 for score in scores)))
+    error = math.sqrt(sum(score.standard_error**2 for score in scores))
     name = "bits_per_byte" if llm.causal else "bits_per_byte_bound"
     found = {name: nats * per_byte, "tokens": float(sum(score.tokens for score in scores))}
     return found if llm.causal else found | {"standard_error": error * per_byte}
@@ -260,6 +261,8 @@ def main() -> None:
             result.save()
 
     measure(given, keep)
+    result.figures = {"cells": f"{len(result.figures['cells'])}, in {given.runs / 'cells.jsonl'}",
+                      "picture": given.runs / "objectives.svg"}  # fmt: skip
     result.finish(keep=False)
 
 
