@@ -1,5 +1,6 @@
 """Hugging Face folders for tests, written by us, or by transformers with random weights."""
 
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.interop.family import Family
 from pretrain.interop.write import write_settings, write_tokenizer, write_weights
@@ -82,3 +84,12 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.write_text, (self.marker, MARKER)
+
+
+def without_mask(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer of bytes without its mask token, whose id is the last."""
+    state = json.loads(tokenizer._json)
+    state["added_tokens"] = [each for each in state["added_tokens"] if each["content"] != "[MASK]"]
+    state["model"]["vocab"].pop("[MASK]", None)
+    roles = {role: token for role, token in tokenizer.roles.items() if role != "mask_token"}
+    return Tokenizer(type(tokenizer._inner).from_str(json.dumps(state)), roles)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import random_model, shape
-from folders import BYTES, quiet_transformers
+from folders import BYTES, quiet_transformers, without_mask
 
 from pretrain.checkpoint import write as checkpoint_writing
 from pretrain.config.run import RunConfig
@@ -201,6 +201,9 @@ def test_a_diffusion_is_exported_as_a_masked_model(
     score = after.score("The quick fox")
     assert score.is_bound
     assert score.log_likelihood == pytest.approx(before.score("The quick fox").log_likelihood, rel=1e-5)
+    without_mask(BYTES).save(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r'pretrain_objective="diffusion" needs a mask token, and the tokenizer'):
+        open_model(tmp_path / "out")
     record = json.loads((tmp_path / "out" / "config.json").read_text())
     (tmp_path / "out" / "config.json").write_text(json.dumps(record | {"pretrain_objective": "hybrid"}))
     with pytest.raises(CheckpointError, match=r'pretrain_objective="hybrid" is not supported, only "diffusion" of a'):

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 from families import random_model, shape
-from folders import BYTES, write_ours
+from folders import BYTES, without_mask, write_ours
 
 from pretrain.checkpoint.read import open_checkpoint
 from pretrain.config.scripts import ExportConfig
 from pretrain.data.prepare import prepare
-from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.interop.export import export_model
 from pretrain.interop.families import BERT_FAMILY, LLAMA_FAMILY, MODERN_BERT_FAMILY
@@ -23,15 +22,6 @@ from pretrain.training.train import run
 
 SHAPE = shape("llama", qk_norm=False, context_length=64, norm_eps=1e-6)
 HARDLY = ["optimizer.learning_rate=1e-12", "trainer.max_steps=1", "schedule.warmup_steps=0", "trainer.max_time=null"]
-
-
-def without_mask(tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer of bytes without its mask token, whose id is the last."""
-    state = json.loads(tokenizer._json)
-    state["added_tokens"] = [each for each in state["added_tokens"] if each["content"] != "[MASK]"]
-    state["model"]["vocab"].pop("[MASK]", None)
-    roles = {role: token for role, token in tokenizer.roles.items() if role != "mask_token"}
-    return Tokenizer(type(tokenizer._inner).from_str(json.dumps(state)), roles)
 
 
 @pytest.fixture

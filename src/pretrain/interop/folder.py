@@ -133,15 +133,17 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
     except DataError as error:
         raise CheckpointError(f"{folder} has no usable tokenizer: {error}") from error
     shape.vocab_multiple = _vocab_multiple(record, tokenizer)
-    return HuggingFaceFolder(folder, family, shape, tokenizer, files, _objective(record, family))
+    return HuggingFaceFolder(folder, family, shape, tokenizer, files, _objective(record, family, tokenizer))
 
 
-def _objective(record: ConfigJson, family: Family) -> ObjectiveConfig:
+def _objective(record: ConfigJson, family: Family, tokenizer: Tokenizer) -> ObjectiveConfig:
     """Return what a model was trained for; transformers has one class for masked models and masked diffusion."""
     if not record.text(OBJECTIVE, ""):
         return CausalConfig() if family.causal else MaskedConfig()
     if family.causal or record.values[OBJECTIVE] != DiffusionConfig.kind:
         raise record.error(OBJECTIVE, 'is not supported, only "diffusion" of a masked model')
+    if tokenizer.mask_id is None:
+        raise record.error(OBJECTIVE, "needs a mask token, and the tokenizer beside it has none")
     return DiffusionConfig()
 
 
