@@ -194,7 +194,12 @@ def novels(result: dict[str, Any]) -> str:
 def objectives(result: dict[str, Any]) -> str:
     """Return a row for each objective and number of passes, over the cells that are done."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell in sorted(result["figures"]["cells"], key=lambda cell: ("whole" in cell["cell"], cell["epochs"])):
+    order = ("causal", "masked", "hybrid", "diffusion", "gpt_bert")
+
+    def place(cell: dict[str, Any]) -> tuple[bool, int, int]:
+        return "whole" in cell["cell"], cell["epochs"], order.index(cell["objective"])
+
+    for cell in sorted(result["figures"]["cells"], key=place):
         passes = "all novels once" if "whole" in cell["cell"] else f"{cell['epochs']}"
         groups.setdefault((passes, cell["objective"]), []).append(cell)
     rows = []
