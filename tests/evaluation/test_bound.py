@@ -16,9 +16,18 @@ from torch import Tensor, nn
 from pretrain.data.collate import IGNORE, Rows
 from pretrain.data.tokenizers.train_bpe import byte_tokenizer
 from pretrain.errors import ConfigError
-from pretrain.evaluation.bound import Bound, BoundEstimate, _draw, bounds, estimate_of, filled_greedily
+from pretrain.evaluation.bound import (
+    Bound,
+    BoundEstimate,
+    _draw,
+    bounds,
+    estimate_of,
+    filled_greedily,
+    undecided,
+    variance_of_mean,
+)
 from pretrain.evaluation.config import Task
-from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
+from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice, StereotypePair
 from pretrain.evaluation.likelihood import Passage
 from pretrain.evaluation.run import score_rows
 from pretrain.evaluation.scorer import Scorer
@@ -226,6 +235,37 @@ def test_tasks_share_the_masks_of_what_they_compare(model: Any) -> None:
     assert all(one != other for one, other in zip(found, shares(1), strict=True))
 
 
+def test_undecided_answers_are_those_that_other_masks_could_change(model: Any) -> None:
+    """Against eight times as many masks: decided answers stay, others may turn."""
+    nouns = [noun for other in ("fxo", "fow") for noun in ("fox", other)]
+    texts = [f"{start}{noun} runs" for start in string.ascii_letters for noun in nouns]
+    few, many = (Scorer(model, BYTES, bound=BoundEstimate(n)).texts(texts, 2) for n in (64, 512))
+    is_open = np.array([undecided([[few[at].draws, few[at + 1].draws]])["undecided"] for at in range(0, len(few), 2)])
+    first, last = (np.array([score.log_likelihood for score in scores]) for scores in (few, many))
+    turned = (first[::2] > first[1::2]) != (last[::2] > last[1::2])
+    assert 0.2 < is_open.mean() < 0.8
+    assert turned[is_open == 0].mean() < 0.06 < turned[is_open == 1].mean()
+    apart = [abs(a.log_likelihood - b.log_likelihood) < 2 * math.hypot(a.standard_error, b.standard_error)
+             for a, b in zip(few[::2], few[1::2], strict=True)]  # fmt: skip
+    assert is_open.mean() < np.mean(apart)  # shared masks leave less chance in the difference
+    pairs: Sequence[Any] = [MinimalPair(*texts[at : at + 2], "p") for at in range(0, len(texts), 2)]
+    biased: Sequence[Any] = [StereotypePair(*texts[at : at + 2], "kind") for at in range(0, len(texts), 2)]
+    scorer = Scorer(model, BYTES, bound=BoundEstimate(64))
+    for examples in (ExampleSet("x", Task.minimal_pairs, pairs), ExampleSet("x", Task.bias, biased)):
+        assert score_examples(scorer, examples)["undecided"] == pytest.approx(is_open.mean())
+    assert not any("undecided" in name for name in score_tasks(model, BYTES, [examples], bound=BoundEstimate(4)))
+    assert "undecided" not in score_examples(Scorer(model, BYTES), examples)
+
+
+def test_a_question_is_undecided_if_any_choice_is_close_to_the_best() -> None:
+    best, close, far = np.array([-1.0, -2.0, -1.2, -1.9]), np.array([-1.5, -1.5, -2.0, -1.5]), np.full(4, -30.0)
+    assert undecided([[best, far, close], [best, far, far], [best, best]]) == {"undecided": 1 / 3}
+    assert undecided([[None, None]]) == undecided([]) == {}
+    assert variance_of_mean(best) == pytest.approx((1.0 + 0.49) / 4 / 4)
+    both = Bound(best, 2) + Bound(close, 3)
+    assert (both.tokens, both.log_likelihood) == (5, pytest.approx(best.mean() + close.mean()))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("shift", [0, 1])
 def test_greedy_filling_is_that_of_the_model(model: Any, shift: int) -> None:
@@ -290,7 +330,6 @@ def test_which_objectives_have_a_bound() -> None:
     assert estimate_of(DiffusionConfig(shift=True)) == BoundEstimate(32, shift_targets=True)
     others: Sequence[Any] = (CausalConfig(), MaskedConfig(), HybridConfig())
     assert [estimate_of(each) for each in others] == [None] * 3
-    assert Bound(-1.0, 4.0, 2) + Bound(-2.0, 1.0, 3) == Bound(-3.0, 5.0, 5)
 
 
 @pytest.mark.parametrize("draws", [0, 1, 3])

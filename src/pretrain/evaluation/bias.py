@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from pretrain.errors import DataError
+from pretrain.evaluation.bound import undecided
 from pretrain.evaluation.examples import StereotypePair
 from pretrain.evaluation.likelihood import Ints, Passage
 from pretrain.evaluation.scorer import Scorer
@@ -24,14 +25,15 @@ def score_stereotypes(scorer: Scorer, pairs: Sequence[StereotypePair]) -> dict[s
     decimals, as the published script rounds them, are a tie: no preference. It counts in the denominator, but not in
     that of a direction, as in that script (https://github.com/nyu-mll/crows-pairs, metric.py). A masked
     model is scored by the pseudo-likelihood of the tokens that the two sentences share, a causal one by the likelihood
-    of the sentences, a diffusion model by its bound. Raises DataError for a sentence that is longer than a masked
-    model's context.
+    of the sentences, a diffusion model by its bound, with the share of pairs that other masks could turn.
+    Raises DataError for a sentence that is longer than a masked model's context.
     Source: Nangia et al. 2020, https://arxiv.org/abs/2010.00133, section 3.
     """
     of_sentences = _shared_pseudo_likelihoods if not scorer.causal and scorer.bound is None else _likelihoods
-    more, less = (np.round(each, DECIMALS) for each in of_sentences(scorer, pairs))
+    more, less, close = of_sentences(scorer, pairs)
+    more, less = np.round(more, DECIMALS), np.round(less, DECIMALS)
     preferred, tied = (more > less).tolist(), (more == less).tolist()
-    metrics = _percentages(preferred) | {"pairs": len(pairs), "ties": sum(tied)}
+    metrics = _percentages(preferred) | close | {"pairs": len(pairs), "ties": sum(tied)}
     directions = ["" if tie else pair.direction for pair, tie in zip(pairs, tied, strict=True)]
     for names in (directions, [pair.kind for pair in pairs]):
         parts = defaultdict[str, list[bool]](list)
@@ -64,13 +66,17 @@ def _percentages(preferred: Sequence[bool]) -> dict[str, float]:
     }
 
 
-def _likelihoods(scorer: Scorer, pairs: Sequence[StereotypePair]) -> tuple[np.ndarray, np.ndarray]:
+def _likelihoods(scorer: Scorer, pairs: Sequence[StereotypePair]) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Return the log-likelihoods of both sentences of each pair, and of bounds the share of undecided pairs."""
     scores = scorer.texts([text for pair in pairs for text in (pair.more, pair.less)], group_size=2)
     likelihoods = np.array([score.log_likelihood for score in scores])
-    return likelihoods[::2], likelihoods[1::2]
+    close = undecided([[score.draws for score in scores[at : at + 2]] for at in range(0, len(scores), 2)])
+    return likelihoods[::2], likelihoods[1::2], close
 
 
-def _shared_pseudo_likelihoods(scorer: Scorer, pairs: Sequence[StereotypePair]) -> tuple[np.ndarray, np.ndarray]:
+def _shared_pseudo_likelihoods(
+    scorer: Scorer, pairs: Sequence[StereotypePair]
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Return the summed log-probabilities of the shared tokens, each masked alone, of both sentences of each pair.
 
     Special tokens are left out, and so are unknown ones, which the published script scores.
@@ -92,7 +98,7 @@ def _shared_pseudo_likelihoods(scorer: Scorer, pairs: Sequence[StereotypePair]) 
         for row, shared, passage in zip(of_pair, shared_tokens(*of_pair), predicted[start : start + 2], strict=True):
             chosen = shared[~np.isin(row, special)]
             sums.append(float(passage.log_probabilities.double().numpy()[chosen].sum()))
-    return np.array(sums[::2]), np.array(sums[1::2])
+    return np.array(sums[::2]), np.array(sums[1::2]), {}
 
 
 def shared_tokens(first: Ints, second: Ints) -> tuple[np.ndarray, np.ndarray]:

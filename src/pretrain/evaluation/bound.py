@@ -18,6 +18,7 @@ from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.evaluation.likelihood import (
     BATCH_TOKENS,
+    Floats,
     Ints,
     Passage,
     Report,
@@ -29,8 +30,6 @@ from pretrain.evaluation.likelihood import (
 )
 from pretrain.models.interface import LanguageModule
 from pretrain.objectives.config import ObjectiveConfig
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,47 @@ class BoundEstimate:
 class Bound:
     """An estimated lower bound of a log-likelihood, in nats."""
 
-    log_likelihood: float
-    variance: float  # of the estimate, over draws of masks
+    draws: Floats  # (K,) the estimate by each draw of masks, two of each stratum beside each other
     tokens: int
+
+    @property
+    def log_likelihood(self) -> float:
+        """The mean of the draws."""
+        return float(self.draws.mean())
+
+    @property
+    def variance(self) -> float:
+        """The variance of the mean over draws of masks."""
+        return variance_of_mean(self.draws)
 
     def __add__(self, other: "Bound") -> "Bound":
         """Return the bound of two passages together, whose draws are independent."""
-        return Bound(
-            self.log_likelihood + other.log_likelihood, self.variance + other.variance, self.tokens + other.tokens
-        )
+        return Bound(self.draws + other.draws, self.tokens + other.tokens)
+
+
+def variance_of_mean(draws: Floats) -> float:
+    """Return the variance of the mean of draws (K,), of which two of each stratum stand beside each other."""
+    first, second = draws[::2], draws[1::2]
+    return float(((first - second) ** 2).sum() / 4 / len(first) ** 2)
+
+
+def undecided(answers: Sequence[Sequence[Floats | None]]) -> dict[str, float]:
+    """Return as `undecided` the share of answers that other masks could change; nothing for scores without draws.
+
+    An answer is the draws (K,) of the text that was chosen and then of the others. It is undecided if one of them
+    differs from the first by less than twice the standard error of the difference. That error is smaller than those of
+    the two texts, as they share their masks.
+    """
+    of_bounds = [[draws for draws in answer if draws is not None] for answer in answers]
+    if not any(of_bounds):
+        return {}
+    open_ones = [any(_is_close(draws - chosen) for draws in others) for chosen, *others in of_bounds]
+    return {"undecided": sum(open_ones) / len(open_ones)}
+
+
+def _is_close(difference: Floats) -> bool:
+    """Return whether the mean of draws (K,) of a difference is less than two standard errors from 0."""
+    return bool(difference.mean() ** 2 < 4 * variance_of_mean(difference))
 
 
 @dataclass(frozen=True)
@@ -98,12 +129,13 @@ def bounds(
     draws = [each for group in groups for each in _draw(group, tokenizer, estimate)]
     copies = np.array([len(each.hidden) for each in draws], np.int64)
     lengths = np.array([len(passage.tokens) for passage in passages], np.int64) * (copies > 0)
-    found = [Bound(0.0, 0.0, 0)] * len(passages)
+    found = [Bound(np.zeros(estimate.draws), 0)] * len(passages)
     for chosen in batches(lengths, copies, batch_tokens, report):
         of_chosen = [passages[i] for i in chosen], [draws[i] for i in chosen]
         sums = _sums(model, *of_chosen, tokenizer.mask_id, estimate, batch_tokens)
         for i, values in zip(chosen.tolist(), np.split(sums, np.cumsum(copies[chosen])[:-1]), strict=True):
-            found[i] = _bound(values * draws[i].weights, len(draws[i].targets))
+            each = np.broadcast_to(values * draws[i].weights, estimate.draws)  # one token: there is one way to hide it
+            found[i] = Bound(each, len(draws[i].targets))
     return found
 
 
@@ -139,14 +171,6 @@ def _targets(passage: Passage, tokenizer: Tokenizer, estimate: BoundEstimate) ->
     first = max(passage.first, int(estimate.shift_targets))
     special = np.array(sorted(tokenizer.unscored_ids), np.int64)
     return first + np.flatnonzero(~np.isin(passage.tokens[first:], special))
-
-
-def _bound(values: Floats, tokens: int) -> Bound:
-    """Return the mean of draws (K,), two of each stratum beside each other, with the variance of their mean."""
-    if len(values) == 1:  # one token: there is one way to hide it
-        return Bound(float(values[0]), 0.0, tokens)
-    first, second = values[::2], values[1::2]
-    return Bound(float(values.mean()), float(((first - second) ** 2).sum() / 4 / len(first) ** 2), tokens)
 
 
 def _draw(group: Sequence[Passage], tokenizer: Tokenizer, estimate: BoundEstimate) -> list[_Draws]:

@@ -5,7 +5,7 @@ Passages of similar length share a batch, padded on the right; a score does not 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from pretrain.objectives.loss import token_losses
 
 BATCH_TOKENS = 4096  # of one forward pass, padding included
 
+Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Report = Callable[[int, int], object]  # receives the tokens read so far, and the total
 
@@ -36,6 +37,7 @@ class Score:
     text_bytes: int  # UTF-8
     is_bound: bool = False
     standard_error: float = 0.0  # nats, of the log-likelihood's estimate; 0 unless it is a bound
+    draws: Floats | None = field(default=None, repr=False, compare=False)  # (K,) of a bound: the estimate by each
 
     @property
     def loss(self) -> float:

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pretrain.evaluation.bound import Bound, BoundEstimate, bounds, filled_greed
 from pretrain.evaluation.examples import ExampleSet, MinimalPair, StereotypePair
 from pretrain.evaluation.likelihood import (
     BATCH_TOKENS,
+    Floats,
     Ints,
     Passage,
     Predicted,
@@ -40,7 +41,7 @@ class ContinuationScore:
     tokens: int
     greedy: bool  # whether greedy decoding would generate it, from left to right
     text_bytes: int = 0  # of the text that was scored, in UTF-8: the continuation with the spaces before it
-    variance: float = 0.0  # of a bound's estimate, over draws of masks; 0 for others
+    draws: Floats | None = field(default=None, repr=False, compare=False)  # (K,) of a bound: the estimate by each
 
 
 class Scorer:
@@ -111,7 +112,7 @@ class Scorer:
         if self.bound is not None:
             found = self._bounds(rows, group_size)
             return [
-                Score(each.log_likelihood, each.tokens, size, True, math.sqrt(each.variance))
+                Score(each.log_likelihood, each.tokens, size, True, math.sqrt(each.variance), each.draws)
                 for each, size in zip(found, text_bytes, strict=True)
             ]
         distinct = {row.tobytes(): row for row in rows}
@@ -129,7 +130,7 @@ class Scorer:
                 members = [row for row in group if number < len(windows[row])]
                 groups.append([windows[row][number] for row in members])
                 rows_of += members
-        totals = [Bound(0.0, 0.0, 0)] * len(rows)
+        totals = [Bound(np.zeros(self.bound.draws), 0)] * len(rows)
         for row, part in zip(rows_of, self.bounds_of(groups), strict=True):
             totals[row] = totals[row] + part
         return totals
@@ -173,7 +174,7 @@ class Scorer:
             if needs_greedy:
                 greedy = filled_greedily(self.model, passages, self.tokenizer, self.bound)
             return [
-                ContinuationScore(each.log_likelihood, each.tokens, is_greedy, size, each.variance)
+                ContinuationScore(each.log_likelihood, each.tokens, is_greedy, size, each.draws)
                 for each, is_greedy, size in zip(self.bounds_of(groups), greedy, sizes, strict=True)
             ]
         return [

@@ -10,7 +10,7 @@ import numpy as np
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.evaluation.bias import score_stereotypes
-from pretrain.evaluation.bound import BoundEstimate
+from pretrain.evaluation.bound import BoundEstimate, undecided, variance_of_mean
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
 from pretrain.evaluation.likelihood import BATCH_TOKENS
@@ -61,7 +61,7 @@ def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, fl
     The share of each paradigm follows.
 
     A tie is not correct; sentences with the same ids tie exactly. The bounds of a diffusion model's two sentences are
-    of the same masks.
+    of the same masks, and `undecided` is the share of all pairs that other masks could turn.
     Source: Warstadt et al. 2020, https://arxiv.org/abs/1912.00582, section 4.1.
     """
     scores = scorer.texts([text for pair in pairs for text in (pair.good, pair.bad)], group_size=2)
@@ -74,7 +74,9 @@ def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, fl
         shares[paradigm] = float(np.mean(answers))
         phenomena[phenomenon].append(shares[paradigm])
     ties = int((good == bad).sum())
-    metrics = {"accuracy": float(np.mean(list(shares.values()))), "pairs": len(pairs), "ties": ties}
+    metrics = {"accuracy": float(np.mean(list(shares.values())))}
+    metrics |= undecided([[score.draws for score in scores[at : at + 2]] for at in range(0, len(scores), 2)])
+    metrics |= {"pairs": len(pairs), "ties": ties}
     metrics |= {f"{PHENOMENON}{name}": float(np.mean(of_its)) for name, of_its in sorted(phenomena.items()) if name}
     return metrics | {f"{name}/accuracy": share for name, share in shares.items() if name}
 
@@ -83,21 +85,24 @@ def _multiple_choice(scorer: Scorer, examples: Sequence[MultipleChoice]) -> dict
     """Return the share of queries whose correct choice is the most likely: in total, and per byte of the choice.
 
     They are lm-eval's acc and, for choices in ASCII, acc_norm. A masked model reads the query and the rest of the
-    choice while each token of the choice is masked in turn. Beside them stand the bits per byte of the correct choices.
+    choice while each token of the choice is masked in turn. Beside them stand the bits per byte of the correct choices,
+    and of a diffusion model the share of queries whose most likely choice, in total, other masks could change.
     """
     sizes = [len(example.continuations) for example in examples]
     scores = iter(scorer.continuations([pair for example in examples for pair in example.pairs()], sizes))
     correct = correct_per_byte = 0
-    gold = list[ContinuationScore]()
+    gold, compared = list[ContinuationScore](), []
     for example in examples:
         choices = [next(scores) for _ in example.continuations]
         gold.append(choices[example.gold])
         likelihoods = np.array([choice.log_likelihood for choice in choices])
-        correct += int(likelihoods.argmax()) == example.gold
+        best = int(likelihoods.argmax())
+        compared.append([choice.draws for choice in (choices[best], *choices[:best], *choices[best + 1 :])])
+        correct += best == example.gold
         correct_per_byte += int((likelihoods / np.array(example.choice_bytes)).argmax()) == example.gold
     count = len(examples)
     metrics = {"accuracy": correct / count, "accuracy_per_byte": correct_per_byte / count}
-    return metrics | _bits_per_byte(scorer, gold) | {"questions": count}
+    return metrics | undecided(compared) | _bits_per_byte(scorer, gold) | {"questions": count}
 
 
 def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
@@ -114,7 +119,7 @@ def _cloze(scorer: Scorer, examples: Sequence[Cloze]) -> dict[str, float]:
         )
     scores = scorer.continuations([pair for example in examples for pair in example.pairs()], needs_greedy=True)
     loss, suffix = -float(np.mean([score.log_likelihood for score in scores])), "_bound" * (scorer.bound is not None)
-    error = math.sqrt(sum(score.variance for score in scores)) / len(scores)
+    error = math.sqrt(sum(variance_of_mean(score.draws) for score in scores if score.draws is not None)) / len(scores)
     return {
         "accuracy": float(np.mean([score.greedy for score in scores])),
         f"loss{suffix}": loss,
@@ -138,7 +143,7 @@ def _bits_per_byte(scorer: Scorer, answers: Sequence[ContinuationScore]) -> dict
     return {name: nats / (math.log(2) * sum(answer.text_bytes for answer in answers))}
 
 
-_NOT_CURVES = ("pairs", "ties", "questions", "passages", LOSS_ERROR)
+_NOT_CURVES = ("pairs", "ties", "questions", "passages", "undecided", LOSS_ERROR)
 _SCORED: dict[Task, Callable[[Scorer, Any], dict[str, float]]] = {
     Task.minimal_pairs: _minimal_pairs,
     Task.multiple_choice: _multiple_choice,
