@@ -25,7 +25,7 @@ def score_stereotypes(scorer: Scorer, pairs: Sequence[StereotypePair]) -> dict[s
     decimals, as the published script rounds them, are a tie: no preference. It counts in the denominator, but not in
     that of a direction, as in that script (https://github.com/nyu-mll/crows-pairs, metric.py). A masked
     model is scored by the pseudo-likelihood of the tokens that the two sentences share, a causal one by the likelihood
-    of the sentences, a diffusion model by its bound, with the share of pairs that other masks could turn.
+    of the sentences, a diffusion model by its bound, with the share of pairs that other masks could reverse.
     Raises DataError for a sentence that is longer than a masked model's context.
     Source: Nangia et al. 2020, https://arxiv.org/abs/2010.00133, section 3.
     """

@@ -49,7 +49,7 @@ class BoundEstimate:
 class Bound:
     """An estimated lower bound of a log-likelihood, in nats."""
 
-    draws: Floats  # (K,) the estimate by each draw of masks, two of each stratum beside each other
+    draws: Floats  # (K,) the estimate by each draw of masks, two of each stratum next to each other
     tokens: int
 
     @property
@@ -68,7 +68,7 @@ class Bound:
 
 
 def variance_of_mean(draws: Floats) -> float:
-    """Return the variance of the mean of draws (K,), of which two of each stratum stand beside each other."""
+    """Return the variance of the mean of draws (K,), two of each stratum next to each other."""
     first, second = draws[::2], draws[1::2]
     return float(((first - second) ** 2).sum() / 4 / len(first) ** 2)
 
@@ -83,8 +83,8 @@ def undecided(answers: Sequence[Sequence[Floats | None]]) -> dict[str, float]:
     of_bounds = [[draws for draws in answer if draws is not None] for answer in answers]
     if not any(of_bounds):
         return {}
-    open_ones = [any(_is_close(draws - chosen) for draws in others) for chosen, *others in of_bounds]
-    return {"undecided": sum(open_ones) / len(open_ones)}
+    undecided_ones = [any(_is_close(draws - chosen) for draws in others) for chosen, *others in of_bounds]
+    return {"undecided": sum(undecided_ones) / len(undecided_ones)}
 
 
 def _is_close(difference: Floats) -> bool:

@@ -61,7 +61,7 @@ def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, fl
     The share of each paradigm follows.
 
     A tie is not correct; sentences with the same ids tie exactly. The bounds of a diffusion model's two sentences are
-    of the same masks, and `undecided` is the share of all pairs that other masks could turn.
+    of the same masks, and `undecided` is the share of all pairs that other masks could reverse.
     Source: Warstadt et al. 2020, https://arxiv.org/abs/1912.00582, section 4.1.
     """
     scores = scorer.texts([text for pair in pairs for text in (pair.good, pair.bad)], group_size=2)
