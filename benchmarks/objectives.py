@@ -7,8 +7,10 @@ and masked have two seeds. All have one tokenizer, one learning rate and no drop
 of the same excerpts of the validation novels:
 
 bits per byte     exact for causal and hybrid models, an upper bound with its standard error for masked and diffusion
-minimal pairs     share of sentence pairs (BLiMP, a fixed part) in which the correct one is likelier; GPT-BERT's by
-                  pseudo-likelihood too, as a masked model
+minimal pairs     share of sentence pairs (BLiMP, a fixed part) in which the correct one is likelier: by likelihood of
+                  causal and hybrid models, by pseudo-likelihood of masked ones, by the bound with 16 draws of masks of
+                  diffusion, with the share that other masks could change; of hybrid and diffusion models by
+                  pseudo-likelihood too, as masked models
 infill            share of the words of a hidden span of 1, 3, 8 words that come back; a causal model sees the text
                   before the span alone, and all are told how many tokens the span has
 seconds           of training
@@ -37,7 +39,7 @@ from objectives_picture import draw
 from pretrain.data.tokenizers.train_bpe import train_bpe
 from pretrain.evaluation.bound import BoundEstimate
 from pretrain.evaluation.config import Task
-from pretrain.evaluation.examples import read_examples
+from pretrain.evaluation.examples import ExampleSet, read_examples
 from pretrain.evaluation.scorer import Scorer
 from pretrain.evaluation.tasks import score_examples
 from pretrain.language_model import LanguageModel
@@ -192,13 +194,20 @@ def score(cell: Cell, folder: Path, texts: Texts, given: argparse.Namespace) -> 
     figures |= likelihood(llm, texts.excerpts)
     figures |= {f"infill_{span}": infill(llm, texts.excerpts[: given.infills], span) for span in SPANS}
     if given.pairs:
-        bound = None if llm.causal or not llm.denoises else BoundEstimate(16, llm.shift_targets)
-        pairs = read_examples(Task.minimal_pairs, str(given.pairs), given.n_pairs)
-        scorer = Scorer(llm.model, llm.tokenizer, llm.starts_with_bos, bound=bound)
-        figures["minimal_pairs"] = score_examples(scorer, pairs)["accuracy"]
-        if cell.objective == "gpt_bert":
-            masked = Scorer(llm.model, llm.tokenizer, llm.starts_with_bos, pseudo_likelihood=True)
-            figures["minimal_pairs_masked"] = score_examples(masked, pairs)["accuracy"]
+        figures |= minimal_pairs(llm, read_examples(Task.minimal_pairs, str(given.pairs), given.n_pairs))
+    return figures
+
+
+def minimal_pairs(llm: LanguageModel, pairs: ExampleSet) -> dict[str, float]:
+    """Return the share of pairs a model gets right as what it is and, if it fills masks too, as a masked model."""
+    bound = None if llm.causal or not llm.denoises else BoundEstimate(16, llm.shift_targets)
+    found = score_examples(Scorer(llm.model, llm.tokenizer, llm.starts_with_bos, bound=bound), pairs)
+    figures = {"minimal_pairs": found["accuracy"]}
+    if bound is not None:
+        figures["minimal_pairs_undecided"] = found["undecided"]
+    if llm.fills_masks and (llm.causal or bound is not None):
+        masked = Scorer(llm.model, llm.tokenizer, llm.starts_with_bos, pseudo_likelihood=True)
+        figures["minimal_pairs_masked"] = score_examples(masked, pairs)["accuracy"]
     return figures
 
 
@@ -213,8 +222,9 @@ def cells(given: argparse.Namespace) -> list[Cell]:
 
 
 def read_cells(table: Path) -> list[dict[str, Any]]:
-    """Return the figures of the cells that are done, of all starts."""
-    return [json.loads(line) for line in table.read_text().splitlines()] if table.exists() else []
+    """Return the figures of the cells that are done, of all starts; of a cell that was scored again the last ones."""
+    lines = table.read_text().splitlines() if table.exists() else []
+    return list({figures["cell"]: figures for figures in map(json.loads, lines)}.values())
 
 
 def measure(given: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], None]) -> None:
@@ -223,8 +233,9 @@ def measure(given: argparse.Namespace, keep: Callable[[list[dict[str, Any]]], No
     done = read_cells(table)
     keep(done)
     for cell in cells(given):
-        if str(cell) not in {figures["cell"] for figures in done}:
-            figures = score(cell, train(cell, texts, given), texts, given)
+        is_done, folder = str(cell) in {figures["cell"] for figures in done}, given.runs / str(cell)
+        if not is_done or (given.score_again and folder.exists()):
+            figures = score(cell, folder if is_done else train(cell, texts, given), texts, given)
             with table.open("a") as lines:
                 lines.write(json.dumps(figures) + "\n")
             done = read_cells(table)  # with those that another start with other cells of --only has added
@@ -243,6 +254,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("logs/objectives"), help="folder of the cells")
     parser.add_argument("--only", nargs="+", help="names of cells")
     parser.add_argument("--whole", action="store_true", help="the whole of the novels once, too")
+    parser.add_argument(
+        "--score-again", action="store_true", help="also cells that are done, of which the run is there"
+    )
     parser.add_argument("--quick", action="store_true", help="20 steps of each objective, in a folder of their own")
     parser.add_argument("words", nargs="*", help="more settings of every run")
     given = parser.parse_args()

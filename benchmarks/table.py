@@ -211,7 +211,7 @@ def objectives(result: dict[str, Any]) -> str:
             for key in ("minimal_pairs", "infill_1", "infill_3", "infill_8")
         )
         masked = [cell["minimal_pairs_masked"] for cell in cells if "minimal_pairs_masked" in cell]
-        pairs += f"; as a masked model {spread(masked, percent)}" if masked else ""
+        pairs += f"; as a masked model {spread(masked, percent)}" if len(masked) == len(cells) else ""
         seconds = f"{fmean(cell['seconds'] for cell in cells):,.0f}"
         rows.append((passes, name, f"{len(cells)}", f"{'at most ' * bound}{likelihood}", pairs, *shares, seconds))
     head = (
