@@ -1,6 +1,8 @@
 """Small runs of a masked diffusion: resumed equals uninterrupted, and every figure of a bound is named one."""
 
+import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,12 @@ from same_state import assert_same_state
 from test_train import losses, send_at
 
 from pretrain.errors import Interrupted
-from pretrain.evaluation.config import EvalConfig
-from pretrain.evaluation.run import score_documents
+from pretrain.evaluation.config import EvalConfig, Task
+from pretrain.evaluation.examples import read_examples
+from pretrain.evaluation.run import score, score_documents
+from pretrain.evaluation.scorer import Scorer
+from pretrain.evaluation.tasks import score_examples
+from pretrain.language_model import LanguageModel
 from pretrain.reports.write import write_report
 from pretrain.training.train import run
 
@@ -52,6 +58,16 @@ def test_a_diffusion_run_is_scored_by_its_bound(tiny, capsys):
     deviation = (found["loss_standard_error"] ** 2 + more["loss_standard_error"] ** 2) ** 0.5
     assert abs(found["loss"] - more["loss"]) < 4 * deviation
     assert found["targets"] == sum(report.validation_targets.values())
+    pairs = tiny.folder / "pairs.jsonl"
+    sentences = [("the fox jumps", "the fox jump"), ("a dog", "dog a")]
+    records = [{"sentence_good": good, "sentence_bad": bad, "UID": "one"} for good, bad in sentences]
+    pairs.write_text("".join(json.dumps(record) + "\n" for record in records))
+    task = EvalConfig(paths=tiny.plan().config.paths, task=Task.minimal_pairs, path=str(pairs), draws=2)
+    as_masked = score(replace(task, pseudo_likelihood=True), Path(report.folder))
+    assert set(score(task, Path(report.folder))) - set(as_masked) == {"undecided"}
+    llm = LanguageModel.load(report.folder)
+    expected = score_examples(Scorer(llm.model, llm.tokenizer), read_examples(Task.minimal_pairs, str(pairs)))
+    assert as_masked == expected | {"elapsed_s": as_masked["elapsed_s"]}
 
 
 @pytest.mark.slow

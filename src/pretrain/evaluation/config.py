@@ -147,7 +147,8 @@ class EvalConfig(Settings):
         bounds="[0, inf)", unit="examples", example=500, hint="or 0 for all",
     )  # fmt: skip
     pseudo_likelihood: bool = setting(
-        False, "Minimal pairs, multiple choice, bias: score a hybrid model as a masked one, each token hidden in turn."
+        False,
+        "Minimal pairs, multiple choice, bias: score a hybrid or diffusion model as a masked one, token by token.",
     )
     draws: int = setting(
         32,
