@@ -4,8 +4,7 @@ import itertools
 import math
 import string
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -38,6 +37,8 @@ from pretrain.models.config import TransformerConfig
 from pretrain.objectives.config import CausalConfig, DiffusionConfig, HybridConfig, MaskedConfig
 from pretrain.objectives.diffusion import Diffusion
 from pretrain.objectives.objective import ModelWithLoss
+from pretrain.training.datamodule import RankSlice, ValidationBatches
+from pretrain.training.validation_metrics import ValidationScores
 
 BYTES = byte_tokenizer()
 MASK = BYTES.mask_id or 0
@@ -98,17 +99,29 @@ class Surer(nn.Module):
         return torch.eye(12)[3] * 4 * (1 - hidden[:, None, None]) ** 2 + torch.zeros(*tokens.shape, 12)
 
 
+class Stream:
+    """A stream of rows of 17 tokens."""
+
+    def __init__(self, n_rows: int) -> None:
+        tokens = np.random.default_rng(0).integers(3, 12, (n_rows, 17))
+        tokens[:, 0] = 0
+        following = np.concatenate([tokens[:, 1:], np.full((n_rows, 1), IGNORE)], 1)
+        positions = np.tile(np.arange(17), (n_rows, 1))
+        self._rows = Rows(tokens, following, positions, np.zeros((n_rows, 17), np.int32))
+
+    def __len__(self) -> int:
+        return len(self._rows.tokens)
+
+    def rows(self, chosen: Any) -> Rows:
+        return self._rows[chosen]
+
+
 @pytest.mark.parametrize("n_rows", [4, 49])
 def test_the_standard_error_over_documents_is_not_too_small(n_rows: int) -> None:
     """Against the spread over 150 seeds. If the n-th sample after a row's gave its next mask, all masks of these
     numbers of rows would hide nearly equal shares of a row, and the error would be 0.8 of the spread.
     """
-    tokens = np.random.default_rng(0).integers(3, 12, (n_rows, 17))
-    tokens[:, 0] = 0
-    following = np.concatenate([tokens[:, 1:], np.full((n_rows, 1), IGNORE)], 1)
-    positions = np.tile(np.arange(17), (n_rows, 1))
-    rows = Rows(tokens, following, positions, np.zeros((n_rows, 17), np.int32))
-    stream: Any = SimpleNamespace(rows=lambda chosen: rows[chosen])
+    stream: Any = Stream(n_rows)
     model: Any = Surer()
     found = []
     for seed in range(150):
@@ -116,6 +129,40 @@ def test_the_standard_error_over_documents_is_not_too_small(n_rows: int) -> None
         found.append(score_rows(ModelWithLoss(model, diffusion), stream, n_rows, 32, None, draws=4))
     spread = np.std([totals.loss_sum for totals in found], ddof=1)
     assert 0.95 * spread < np.sqrt(np.mean([totals.variance for totals in found])) < 1.7 * spread
+
+
+def validate(draws: int, seed: int, size: int = 8, ranks: int = 1) -> tuple[ValidationScores, int]:
+    """Return the scores of a validation of 21 rows by all ranks in turn, and how many batches each has read."""
+    diffusion = Diffusion(DiffusionConfig(validation_draws=draws), mask_id=1, bos_id=0, seed=seed)
+    model: Any = Surer()
+    with_loss, stream = ModelWithLoss(model, diffusion), cast(Any, Stream(21))
+    scores = ValidationScores(diffusion, {"": 0.5}, None, torch.float64)
+    loaders = [ValidationBatches(stream, diffusion, RankSlice(size, rank, ranks), 0) for rank in range(ranks)]
+    for loader in loaders:
+        for batch in map(loader.__getitem__, range(len(loader))):
+            scores.update(0, batch, *with_loss.evaluate(batch))
+    return scores, len(loaders[0])
+
+
+@torch.no_grad()
+def test_the_standard_error_of_a_validation_holds() -> None:
+    """Against the spread over seeds; on one rank and two, and where two ranks read the same rows."""
+    found = [validate(4, seed)[0].compute() for seed in range(100)]
+    spread = np.std([metrics["val/loss"] for metrics, _ in found], ddof=1)
+    errors = np.array([metrics["val/loss_standard_error"] for metrics, _ in found])
+    assert 0.95 * spread < np.sqrt((errors**2).mean()) < 1.7 * spread
+    assert all(targets == {"": 21 * 16} for _, targets in found)
+    (one, n_one), (two, n_two), (single, _) = validate(4, 0), validate(4, 0, size=4, ranks=2), validate(1, 0)
+    assert (n_one, n_two) == (3 * 4, 3 * 4)
+    for name in ("loss_sum", "correct", "count", "variance"):  # as if another rank had added the same rows
+        setattr(two.losses[0], name, 2 * getattr(two.losses[0], name))
+    (metrics, _), (others, targets) = one.compute(), two.compute(same_rows=2)
+    assert metrics == found[0][0] == pytest.approx(others, rel=1e-6)
+    assert targets == {"": 21 * 16}
+    metrics, targets = single.compute()
+    assert "val/loss_standard_error" not in metrics
+    assert targets == {"": 21 * 16}
+    assert one.losses[0].count == one.losses[0].variance == 0  # it begins anew
 
 
 def test_more_draws_agree_within_the_errors(model: Any) -> None:

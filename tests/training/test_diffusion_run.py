@@ -20,7 +20,8 @@ from pretrain.reports.write import write_report
 from pretrain.training.train import run
 
 DIFFUSION = ["model=diffusion_nano", "optimizer=adamw", "optimizer.learning_rate=0.01"]
-ALL = ["objective.complementary=true", "objective.random_length_rows=0.5", "objective.min_masked_fraction=0.2"]
+ALL = ["objective.complementary=true", "objective.random_length_rows=0.5", "objective.min_masked_fraction=0.2",
+       "objective.validation_draws=2"]  # fmt: skip
 BOUNDS = {"val/loss", "val/loss_bound", "val/perplexity_bound", "val/bits_per_byte_bound", "val/accuracy"}
 
 
@@ -62,12 +63,12 @@ def test_a_diffusion_run_is_scored_by_its_bound(tiny, capsys):
     sentences = [("the fox jumps", "the fox jump"), ("a dog", "dog a")]
     records = [{"sentence_good": good, "sentence_bad": bad, "UID": "one"} for good, bad in sentences]
     pairs.write_text("".join(json.dumps(record) + "\n" for record in records))
-    task = EvalConfig(paths=tiny.plan().config.paths, task=Task.minimal_pairs, path=str(pairs), draws=2)
+    task = EvalConfig(paths=tiny.plan().config.paths, task=Task.minimal_pairs, path=str(pairs))
     as_masked = score(replace(task, pseudo_likelihood=True), Path(report.folder))
     assert set(score(task, Path(report.folder))) - set(as_masked) == {"undecided"}
     llm = LanguageModel.load(report.folder)
     expected = score_examples(Scorer(llm.model, llm.tokenizer), read_examples(Task.minimal_pairs, str(pairs)))
-    assert as_masked == expected | {"elapsed_s": as_masked["elapsed_s"]}
+    assert expected.items() <= as_masked.items()
 
 
 @pytest.mark.slow
@@ -83,6 +84,7 @@ def test_an_interrupted_diffusion_resumed_is_bitwise_the_uninterrupted_one(tiny,
     assert_same_state(Path(whole.folder), Path(resumed.folder))
     assert losses(Path(whole.folder)) == losses(Path(resumed.folder))
     assert whole.validation == resumed.validation
+    assert 0 < whole.validation["val/loss_standard_error"] < 1
     assert whole.tokens_seen == resumed.tokens_seen == 12 * 4 * 32  # each token once, though two passes read it
 
 

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from pretrain.evaluation.run import score
 from pretrain.interop.export import _scores
 from pretrain.interop.load import open_model
 from pretrain.launch.run_folder import read_rows
+from pretrain.objectives.causal import Causal
 from pretrain.objectives.masked import Masked
 from pretrain.parallel.config import ParallelDims
 from pretrain.training.callbacks.ledger import read_lines
@@ -29,6 +30,7 @@ from pretrain.training.run_parts import build_metrics
 from pretrain.training.step_outcomes import StepOutcomes
 from pretrain.training.throughput import Throughput
 from pretrain.training.train import run
+from pretrain.training.validation_metrics import LossMetrics, ValidationScores
 
 PAIR = {"prompt": "a", "response": "b"}
 LONG = {"prompt": "why " * 40, "response": "so"}
@@ -202,14 +204,18 @@ def test_the_peak_is_that_of_all_devices(tiny: Any, monkeypatch: pytest.MonkeyPa
 
 def test_targets_that_several_processes_read_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a tensor- or context-parallel group; else a validation of few targets would pass for one of many."""
+    scores = ValidationScores(Causal(), {"": None, "other": None}, None, torch.float64)
+    for metrics, count in zip(scores.losses, (300, 0), strict=True):
+        losses = torch.full((4, count), 2.0)  # of four processes
+        cast(LossMetrics, metrics).update(losses, torch.zeros(4, count), torch.full((4,), count))
     module: Any = SimpleNamespace(
-        validation=SimpleNamespace(compute=lambda: ({"val/loss": 2.0}, {"": 1200, "other": 0})), average=None,
+        validation=scores, average=None,
         parallel_dims=ParallelDims(8, tensor=2, context=2), log_dict=lambda *_, **__: None,
         trainer=SimpleNamespace(global_step=3, world_size=8, sanity_checking=False),
     )  # fmt: skip
     TrainingModule.on_validation_epoch_end(module)
     assert module.validation_targets == {"": 300, "other": 0}
-    assert module.validated == {"val/loss": 2.0}
+    assert module.validated["val/loss"] == 2.0
 
 
 def test_nan_is_not_logged() -> None:

@@ -31,7 +31,7 @@ _RESUME_CRITICAL_TRAINER = (
     "trainer.gradient_clip_val",
 )  # fmt: skip
 # exceptions to these; labels are read from the data, whose fingerprint is compared instead
-_NOT_CRITICAL = ("data.prefetch", "data.max_validation_rows", "objective.labels")
+_NOT_CRITICAL = ("data.prefetch", "data.max_validation_rows", "objective.labels", "objective.validation_draws")
 # settings with an `auto` value, which a resume replaces by the value that the run resolved
 _AUTO = {
     "trainer.precision": "auto", "optimizer.newton_schulz_precision": "auto", "parallel.compile": None,

@@ -246,6 +246,9 @@ class DiffusionConfig(ObjectiveConfig):
     complementary: bool = setting(
         False, "Train on every row twice, under a mask and its complement: every token is a target of one of both."
     )
+    validation_draws: int = setting(
+        1, "Random masks of each validation row; from 2 on the loss has a standard error.", bounds="[1, inf)", example=4
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,6 +46,7 @@ class Diffusion(Objective):
     ) -> None:
         super().__init__()
         self.config = config
+        self.validation_draws = config.validation_draws
         self.mask_id = mask_id
         self.bos_id = bos_id
         self.seed = seed

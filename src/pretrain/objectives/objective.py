@@ -16,6 +16,7 @@ class Objective(nn.Module):
 
     causal: bool
     is_bound = False  # whether the mean loss is an upper bound of the text's -log p per token
+    validation_draws = 1  # how often a validation reads each row, under other masks
     compiled = False  # on a GPU, compute the loss by compiled kernels
     z_loss = 0.0  # weight of (log Z)^2 in the gradient
     static_shapes = False  # whether places without a target reach the head, as always on a GPU

@@ -87,7 +87,10 @@ class MicroBatches:
 
 
 class ValidationBatches:
-    """The same rows of one source at every validation, in a fixed order, with fixed masks."""
+    """The same rows of one source at every validation, in a fixed order, with fixed masks.
+
+    With `validation_draws` of the objective, that many batches in turn hold the same rows under other masks.
+    """
 
     def __init__(self, stream: ShuffledRows, objective: Objective, rank_slice: RankSlice, max_rows: int) -> None:
         self.stream = stream
@@ -96,16 +99,19 @@ class ValidationBatches:
         self.n_rows = min(max_rows or len(stream), len(stream))
 
     def __len__(self) -> int:
-        return -(-self.n_rows // (self.slice.size * self.slice.ranks))
+        return -(-self.n_rows // (self.slice.size * self.slice.ranks)) * self.objective.validation_draws
 
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        first = self.slice.index(index) * self.slice.size
+        draws = self.objective.validation_draws
+        number, draw = divmod(index, draws)
+        first = self.slice.index(number) * self.slice.size
         positions = np.arange(first, first + self.slice.size)
         beyond = positions >= self.n_rows  # ranks have equally many batches: the last has padding without targets
         positions[beyond] = 0
-        batch = self.objective.collate(self.stream.rows(positions), torch.from_numpy(positions + _VALIDATION_SAMPLES))
+        samples = positions * draws + draw + _VALIDATION_SAMPLES  # neighbors' shares of masks differ
+        batch = self.objective.collate(self.stream.rows(positions), torch.from_numpy(samples))
         batch.targets[torch.from_numpy(beyond)] = IGNORE
         return batch
 

@@ -435,9 +435,7 @@ class TrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the metrics of this validation: of all rows, then of each part and source."""
-        self.validated, targets = self.validation.compute()
-        # processes that read the same rows have each counted all of their targets; that leaves means as they are
-        self.validation_targets = {name: count // self.parallel_dims.same_rows for name, count in targets.items()}
+        self.validated, self.validation_targets = self.validation.compute(self.parallel_dims.same_rows)
         if self.average is not None:
             self.validated |= self.average.validated()
         self.validated_at = self.trainer.global_step

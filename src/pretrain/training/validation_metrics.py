@@ -17,27 +17,56 @@ from pretrain.objectives.objective import Objective
 
 
 class LossMetrics(Metric):
-    """Loss and correct predictions, summed over all targets of all ranks."""
+    """Loss and correct predictions, summed over all targets of all ranks; the mean over `draws` updates of each row."""
 
     full_state_update = False
     loss_sum: Tensor
     correct: Tensor
     count: Tensor
+    variance: Tensor
 
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64, draws: int = 1) -> None:
         super().__init__()
-        for name in ("loss_sum", "correct", "count"):
+        self.draws = draws
+        self._of_rows: list[Tensor] = []  # losses (B,) of the same rows under other masks
+        for name in ("loss_sum", "correct", "count", "variance"):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, correct: Tensor, counts: Tensor) -> None:
-        """Add targets: cross-entropies in nats, whether the prediction was correct, and how many targets they are."""
-        self.loss_sum += losses.to(self.loss_sum.dtype).sum()
+        """Add targets (B, M): cross-entropies in nats, whether the prediction was correct, and how many they are, (B,).
+
+        With draws that many updates in turn are of the same rows.
+        """
+        losses = losses.to(self.loss_sum.dtype)
+        self.loss_sum += losses.sum()
         self.correct += correct.sum()
         self.count += counts.sum()
+        if self.draws > 1:
+            self._of_rows.append(losses.sum(1))
+            if len(self._of_rows) == self.draws:
+                self.variance += torch.stack(self._of_rows).var(0).sum()
+                self._of_rows.clear()
 
-    def compute(self) -> tuple[float, float, float]:
-        """Return the summed loss in nats, the number of correct predictions, and the number of targets."""
-        return float(self.loss_sum), float(self.correct), float(self.count)
+    def reset(self) -> None:
+        """Forget all updates."""
+        super().reset()
+        self._of_rows.clear()
+
+    def totals(self, same_rows: int, bits_per_byte_of_a_nat: float | None, is_bound: bool) -> Totals:
+        """Return the totals over all rows; `same_rows` ranks have each added the same ones.
+
+        The variance is that of the summed loss over masks, within rows: rather too large than too small, as shares of
+        hidden tokens are of low discrepancy within a row and over rows.
+        """
+        loss_sum, correct, count, variance = self.compute()
+        times = self.draws * same_rows
+        return Totals(
+            loss_sum / times, correct / times, count / times, bits_per_byte_of_a_nat, is_bound, variance / times
+        )
+
+    def compute(self) -> tuple[float, float, float, float]:
+        """Return the summed loss in nats, correct predictions, targets and variances, of all updates of all ranks."""
+        return float(self.loss_sum), float(self.correct), float(self.count), float(self.variance)
 
 
 class Correlations(Metric):
@@ -77,7 +106,8 @@ class ValidationScores(nn.Module):
             for source, factor in bits_per_byte_of_a_nat.items()
             for name, part in objective.validation_parts.items()
         ]
-        self.losses = nn.ModuleList(LossMetrics(dtype) for _ in self._loaders)
+        draws = [part.validation_draws for part in objective.validation_parts.values()]
+        self.losses = nn.ModuleList(LossMetrics(dtype, number) for _ in bits_per_byte_of_a_nat for number in draws)
         self.f1 = None if n_labels is None or objective.predicts_numbers else macro_f1(n_labels)
         self.correlations = Correlations() if objective.predicts_numbers else None
 
@@ -94,12 +124,15 @@ class ValidationScores(nn.Module):
             is_target = batch.targets != IGNORE
             self.correlations.update(predictions[is_target], batch.numbers[is_target])
 
-    def compute(self) -> tuple[dict[str, float], dict[str, int]]:
-        """Return values by metric name and targets by source, over all ranks, and reset the metrics."""
+    def compute(self, same_rows: int = 1) -> tuple[dict[str, float], dict[str, int]]:
+        """Return values by metric name and targets by source, over all ranks, and reset the metrics.
+
+        `same_rows` ranks have each added the same rows.
+        """
         totals: list[tuple[str, str, Totals]] = []
         for (source, part, factor, is_bound), metrics in zip(self._loaders, self.losses, strict=True):
             assert isinstance(metrics, LossMetrics)
-            totals.append((source, part, Totals(*metrics.compute(), factor, is_bound)))
+            totals.append((source, part, metrics.totals(same_rows, factor, is_bound)))
             metrics.reset()
         values = validation_metrics(totals)
         if self.f1 is not None:
