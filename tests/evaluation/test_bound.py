@@ -311,6 +311,9 @@ def test_a_question_is_undecided_if_any_choice_is_close_to_the_best() -> None:
     assert variance_of_mean(best) == pytest.approx((1.0 + 0.49) / 4 / 4)
     both = Bound(best, 2) + Bound(close, 3)
     assert (both.tokens, both.log_likelihood) == (5, pytest.approx(best.mean() + close.mean()))
+    random = np.random.default_rng(0)  # of independent passages variances add up
+    first, second = (Bound(scale * random.standard_normal(20_000), 1) for scale in (1.0, 2.0))
+    assert (first + second).variance == pytest.approx(first.variance + second.variance, rel=0.05)
 
 
 @torch.no_grad()

@@ -215,7 +215,7 @@ def test_targets_that_several_processes_read_are_counted_once(monkeypatch: pytes
     )  # fmt: skip
     TrainingModule.on_validation_epoch_end(module)
     assert module.validation_targets == {"": 300, "other": 0}
-    assert module.validated["val/loss"] == 2.0
+    assert module.validated == {"val/loss": 2.0, "val/perplexity": math.exp(2.0), "val/accuracy": 0.0}
 
 
 def test_nan_is_not_logged() -> None:

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from pretrain.errors import DataError
-from pretrain.evaluation.bound import undecided
+from pretrain.evaluation.bound import undecided_pairs
 from pretrain.evaluation.examples import StereotypePair
 from pretrain.evaluation.likelihood import Ints, Passage
 from pretrain.evaluation.scorer import Scorer
@@ -70,8 +70,7 @@ def _likelihoods(scorer: Scorer, pairs: Sequence[StereotypePair]) -> tuple[np.nd
     """Return the log-likelihoods of both sentences of each pair, and of bounds the share of undecided pairs."""
     scores = scorer.texts([text for pair in pairs for text in (pair.more, pair.less)], group_size=2)
     likelihoods = np.array([score.log_likelihood for score in scores])
-    close = undecided([[score.draws for score in scores[at : at + 2]] for at in range(0, len(scores), 2)])
-    return likelihoods[::2], likelihoods[1::2], close
+    return likelihoods[::2], likelihoods[1::2], undecided_pairs(scores)
 
 
 def _shared_pseudo_likelihoods(

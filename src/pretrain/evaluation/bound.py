@@ -22,6 +22,7 @@ from pretrain.evaluation.likelihood import (
     Ints,
     Passage,
     Report,
+    Score,
     batches,
     ignore_progress,
     padded,
@@ -85,6 +86,11 @@ def undecided(answers: Sequence[Sequence[Floats | None]]) -> dict[str, float]:
         return {}
     undecided_ones = [any(_is_close(draws - chosen) for draws in others) for chosen, *others in of_bounds]
     return {"undecided": sum(undecided_ones) / len(undecided_ones)}
+
+
+def undecided_pairs(scores: Sequence[Score]) -> dict[str, float]:
+    """Return `undecided` of pairs of texts, of which two after each other are compared."""
+    return undecided([[score.draws for score in scores[at : at + 2]] for at in range(0, len(scores), 2)])
 
 
 def _is_close(difference: Floats) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from pretrain.data.tokenizers.tokenizer import Tokenizer
 from pretrain.errors import ConfigError
 from pretrain.evaluation.bias import score_stereotypes
-from pretrain.evaluation.bound import BoundEstimate, undecided, variance_of_mean
+from pretrain.evaluation.bound import BoundEstimate, undecided, undecided_pairs, variance_of_mean
 from pretrain.evaluation.config import Task
 from pretrain.evaluation.examples import Cloze, ExampleSet, MinimalPair, MultipleChoice
 from pretrain.evaluation.likelihood import BATCH_TOKENS
@@ -74,8 +74,7 @@ def _minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair]) -> dict[str, fl
         shares[paradigm] = float(np.mean(answers))
         phenomena[phenomenon].append(shares[paradigm])
     ties = int((good == bad).sum())
-    metrics = {"accuracy": float(np.mean(list(shares.values())))}
-    metrics |= undecided([[score.draws for score in scores[at : at + 2]] for at in range(0, len(scores), 2)])
+    metrics = {"accuracy": float(np.mean(list(shares.values()))), **undecided_pairs(scores)}
     metrics |= {"pairs": len(pairs), "ties": ties}
     metrics |= {f"{PHENOMENON}{name}": float(np.mean(of_its)) for name, of_its in sorted(phenomena.items()) if name}
     return metrics | {f"{name}/accuracy": share for name, share in shares.items() if name}
@@ -85,7 +84,7 @@ def _multiple_choice(scorer: Scorer, examples: Sequence[MultipleChoice]) -> dict
     """Return the share of queries whose correct choice is the most likely: in total, and per byte of the choice.
 
     They are lm-eval's acc and, for choices in ASCII, acc_norm. A masked model reads the query and the rest of the
-    choice while each token of the choice is masked in turn. Beside them stand the bits per byte of the correct choices,
+    choice while each token of the choice is masked in turn. Also returned are the bits per byte of the correct choices,
     and of a diffusion model the share of queries whose most likely choice, in total, other masks could change.
     """
     sizes = [len(example.continuations) for example in examples]
